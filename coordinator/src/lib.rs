@@ -1,0 +1,1 @@
+//! The coordinator: gRPC services, durable state, driver of the scheduler.

@@ -1,0 +1,1 @@
+//! The lazy read-only file system over a store: inodes, views, FUSE adapter.

@@ -1,0 +1,18 @@
+//! The vocabulary of distbuild: what every component means by a digest, a tree, a graph, an action.
+//!
+//! Wire types live in [`wire`] and are turned into domain types at the edge; inside, nothing is
+//! checked twice. This crate knows no network, no disk and no clock.
+
+pub mod digest;
+pub mod path;
+pub mod tree;
+
+pub use digest::{Digest, DigestError, DigestFunction, Hasher};
+pub use path::{Name, PathError, RelPath};
+pub use tree::{Child, Directory, DirectoryNode, FileNode, SymlinkNode, TreeError};
+
+/// The messages and services as the build generates them from `proto/distbuild/v1/*.proto`.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod wire {
+    tonic::include_proto!("distbuild.v1");
+}

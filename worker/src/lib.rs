@@ -1,0 +1,1 @@
+//! The worker: agent, sandbox, peers; runs actions and collects their outputs.
