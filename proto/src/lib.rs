@@ -1,12 +1,19 @@
 //! The vocabulary of distbuild: what every component means by a digest, a tree, a graph, an action.
 //!
 //! Wire types live in [`wire`] and are turned into domain types at the edge; inside, nothing is
-//! checked twice. This crate knows no network, no disk and no clock.
+//! checked twice. [`transport`] is how every component dials and listens; apart from it the crate knows no
+//! network, no disk and no clock.
 
+pub mod action;
+pub mod address;
+pub mod convert;
 pub mod digest;
+pub mod graph;
 pub mod path;
+pub mod transport;
 pub mod tree;
 
+pub use address::{Address, AddressError};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher};
 pub use path::{Name, PathError, RelPath};
 pub use tree::{Child, Directory, DirectoryNode, FileNode, SymlinkNode, TreeError};
