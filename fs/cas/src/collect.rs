@@ -1,0 +1,389 @@
+//! From a directory that a job wrote to a tree in the store.
+//!
+//! The contents are hostile: whatever a command can make, it may have made. The walk goes by
+//! descriptors and never follows a symbolic link; it is bounded in depth and in entries; what is
+//! neither file, directory nor symbolic link is an error that names it; a directory or file that
+//! its owner may not read is made readable first. The job has ended: nobody changes the directory
+//! meanwhile, and if somebody does all the same, the walk fails or stores what it hashed.
+//!
+//! One thread walks; a few hash files and move them into the store ([`crate::adopt`]). The
+//! directories of the tree are made at the end, children before parents.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use distbuild_proto::{
+    Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, PathError, SymlinkNode,
+    TreeError,
+};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstatat};
+use parking_lot::Mutex;
+
+use crate::adopt::{Candidate, Wish};
+use crate::disk::DiskStore;
+use crate::error::StoreError;
+use crate::lease::Lease;
+use crate::materialize::MAX_TREE_DEPTH;
+
+/// Files that wait to be hashed; each may keep its directory open.
+const FILES_WAITING: usize = 64;
+
+/// How a directory becomes a tree.
+#[derive(Clone, Debug)]
+pub struct CollectOptions {
+    /// The function that names files and directories.
+    pub function: DigestFunction,
+    /// How many threads hash.
+    pub threads: usize,
+    /// How many files, directories and links there may be altogether.
+    pub max_entries: u64,
+}
+
+impl CollectOptions {
+    /// Two million entries; as many threads as processors, but four at most: beyond that the disk
+    /// is what is waited for.
+    pub fn new(function: DigestFunction) -> Self {
+        let threads = thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        Self { function, threads, max_entries: 2_000_000 }
+    }
+}
+
+/// A directory that is a tree in the store now. What it reaches is leased until it is dropped.
+#[derive(Debug)]
+pub struct CollectedTree {
+    /// The digest of the root directory.
+    pub root: Digest,
+    /// The digests of all directories, the root last.
+    pub directories: Vec<Digest>,
+    /// How many regular files there are.
+    pub files: u64,
+    /// How many bytes the files have.
+    pub bytes: u64,
+    /// Keeps all of it in the store.
+    pub lease: Lease,
+}
+
+/// Why a directory did not become a tree. Files that were moved into the store by then are gone
+/// from the directory.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The store failed or is full, or a file could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A socket, pipe or device.
+    #[error("{} is neither a file, a directory nor a symbolic link", .0.display())]
+    Special(PathBuf),
+    /// Too many directories below each other.
+    #[error("more than {MAX_TREE_DEPTH} directories lie below each other at {}", .0.display())]
+    TooDeep(PathBuf),
+    /// Too much altogether.
+    #[error("there are more than {limit} entries, seen at {}", path.display())]
+    TooMany {
+        /// The limit.
+        limit: u64,
+        /// Where it was passed.
+        path: PathBuf,
+    },
+    /// A name that cannot be in a tree.
+    #[error("{} cannot be stored", path.display())]
+    Name {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: PathError,
+    },
+    /// A directory that cannot be encoded.
+    #[error("{} cannot be stored", path.display())]
+    Tree {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: TreeError,
+    },
+    /// The operating system refused.
+    #[error("failed to {operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+}
+
+/// Moves the files below `directory` into the store and builds the tree that it was. The emptied
+/// directories and the links stay behind for the caller to remove.
+///
+/// # Errors
+/// See [`CollectError`]; paths in errors are relative to `directory`.
+pub fn tree_from_directory(
+    store: &DiskStore,
+    directory: &Path,
+    options: &CollectOptions,
+) -> Result<CollectedTree, CollectError> {
+    let gathered = Mutex::new(Gathered::new(store));
+    // Bounds the files that wait, and with them the directories that are kept open.
+    let (sender, receiver) = sync_channel::<Job>(FILES_WAITING);
+    // Belongs to the hashers alone: if they all end, sending fails instead of waiting for ever.
+    let receiver = Arc::new(Mutex::new(receiver));
+    let walked = thread::scope(|scope| {
+        let hashers: Vec<_> = (0..options.threads.max(1))
+            .map(|_| {
+                let (receiver, gathered) = (receiver.clone(), &gathered);
+                scope.spawn(move || hash_files(store, options.function, &receiver, gathered))
+            })
+            .collect();
+        drop(receiver);
+        let mut walk =
+            Walk { gathered: &gathered, sender, options, path: PathBuf::new(), entries: 0 };
+        let walked = open_directory(AT_FDCWD, directory.as_os_str(), directory)
+            .and_then(|folder| walk.directory(folder, 0, None));
+        // The hashers end when nothing can come any more.
+        drop(walk);
+        let panicked = hashers.into_iter().map(|hasher| hasher.join()).any(|end| end.is_err());
+        if panicked { walked.and(Err(StoreError::Thread.into())) } else { walked }
+    });
+    let gathered = gathered.into_inner();
+    match gathered.failure {
+        Some(failure) => return Err(failure),
+        None => walked?,
+    }
+    gathered.build(store, options.function)
+}
+
+/// What was found so far.
+struct Gathered {
+    /// In the order of the walk, so a parent stands before its children.
+    directories: Vec<Found>,
+    lease: Lease,
+    files: u64,
+    bytes: u64,
+    /// The first error of a hasher.
+    failure: Option<CollectError>,
+}
+
+/// One directory before its digest is known.
+struct Found {
+    path: PathBuf,
+    /// Its parent and its name there.
+    parent: Option<(usize, Name)>,
+    files: Vec<FileNode>,
+    directories: Vec<DirectoryNode>,
+    symlinks: Vec<SymlinkNode>,
+}
+
+/// A file to be hashed.
+struct Job {
+    folder: Arc<OwnedFd>,
+    parent: usize,
+    name: Name,
+    path: PathBuf,
+}
+
+impl Gathered {
+    fn new(store: &DiskStore) -> Self {
+        Self { directories: Vec::new(), lease: store.lease(&[]), files: 0, bytes: 0, failure: None }
+    }
+
+    fn build(
+        mut self,
+        store: &DiskStore,
+        function: DigestFunction,
+    ) -> Result<CollectedTree, CollectError> {
+        let mut digests = Vec::with_capacity(self.directories.len());
+        while let Some(found) = self.directories.pop() {
+            let Found { path, parent, files, directories, symlinks } = found;
+            let directory = Directory::new(files, directories, symlinks)
+                .map_err(|source| CollectError::Tree { path, source })?;
+            let (digest, blob) = directory.encode_with_digest(function);
+            self.lease.extend(&[digest]);
+            store.insert(&digest, &blob, false)?;
+            digests.push(digest);
+            if let Some((parent, name)) = parent
+                && let Some(parent) = self.directories.get_mut(parent)
+            {
+                parent.directories.push(DirectoryNode { name, digest });
+            }
+        }
+        let root = digests.last().copied().unwrap_or_else(|| function.digest(&[]));
+        Ok(CollectedTree {
+            root,
+            directories: digests,
+            files: self.files,
+            bytes: self.bytes,
+            lease: self.lease,
+        })
+    }
+}
+
+/// The walking thread.
+struct Walk<'a> {
+    gathered: &'a Mutex<Gathered>,
+    sender: SyncSender<Job>,
+    options: &'a CollectOptions,
+    path: PathBuf,
+    entries: u64,
+}
+
+impl Walk<'_> {
+    /// Walks one directory and what is below it.
+    fn directory(
+        &mut self,
+        folder: OwnedFd,
+        depth: usize,
+        parent: Option<(usize, Name)>,
+    ) -> Result<(), CollectError> {
+        if depth > MAX_TREE_DEPTH {
+            return Err(CollectError::TooDeep(self.path.clone()));
+        }
+        let position = {
+            let mut gathered = self.gathered.lock();
+            gathered.directories.push(Found {
+                path: self.path.clone(),
+                parent,
+                files: Vec::new(),
+                directories: Vec::new(),
+                symlinks: Vec::new(),
+            });
+            gathered.directories.len() - 1
+        };
+        let names = self.names(&folder)?;
+        let folder = Arc::new(folder);
+        for name in names {
+            self.path.push(&name);
+            self.entry(&folder, name, position, depth)?;
+            self.path.pop();
+        }
+        Ok(())
+    }
+
+    /// The names in a directory. All at once, because a listing must not be under way while what it
+    /// lists is moved.
+    fn names(&mut self, folder: &OwnedFd) -> Result<Vec<OsString>, CollectError> {
+        let failed = |source: io::Error| io_error("list", &self.path, source);
+        let copy = folder.try_clone().map_err(failed)?;
+        let listing = Dir::from_fd(copy).map_err(|errno| failed(errno.into()))?;
+        let mut names = Vec::new();
+        for entry in listing {
+            let entry = entry.map_err(|errno| failed(errno.into()))?;
+            let name = CStr::to_bytes(entry.file_name());
+            if name == b"." || name == b".." {
+                continue;
+            }
+            self.entries += 1;
+            if self.entries > self.options.max_entries {
+                let limit = self.options.max_entries;
+                return Err(CollectError::TooMany { limit, path: self.path.clone() });
+            }
+            names.push(OsString::from_vec(name.to_vec()));
+        }
+        Ok(names)
+    }
+
+    fn entry(
+        &mut self,
+        folder: &Arc<OwnedFd>,
+        called: OsString,
+        position: usize,
+        depth: usize,
+    ) -> Result<(), CollectError> {
+        let found = look(folder.as_fd(), &called, &self.path)?;
+        let name = Name::new(called.as_bytes())
+            .map_err(|source| CollectError::Name { path: self.path.clone(), source })?;
+        match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFREG => {
+                let (folder, path) = (folder.clone(), self.path.clone());
+                let job = Job { folder, parent: position, name, path };
+                // Nobody takes it when the hashers have failed; that error is the one that counts.
+                if self.sender.send(job).is_err() || self.gathered.lock().failure.is_some() {
+                    return Err(StoreError::Thread.into());
+                }
+                Ok(())
+            }
+            SFlag::S_IFDIR => {
+                let inner = open_directory(folder.as_fd(), &called, &self.path)?;
+                self.directory(inner, depth + 1, Some((position, name)))
+            }
+            SFlag::S_IFLNK => {
+                let target = readlinkat(folder.as_fd(), called.as_os_str())
+                    .map_err(|errno| io_error("read the link", &self.path, errno))?;
+                let target = target.into_vec().into();
+                let node = SymlinkNode { name, target };
+                self.gathered.lock().directories[position].symlinks.push(node);
+                Ok(())
+            }
+            _ => Err(CollectError::Special(self.path.clone())),
+        }
+    }
+}
+
+/// A hashing thread: takes files until there are no more, or one of them failed.
+fn hash_files(
+    store: &DiskStore,
+    function: DigestFunction,
+    jobs: &Mutex<Receiver<Job>>,
+    gathered: &Mutex<Gathered>,
+) {
+    loop {
+        let next = jobs.lock().recv();
+        let Ok(Job { folder, parent, name, path }) = next else {
+            return;
+        };
+        if gathered.lock().failure.is_some() {
+            // The walk ends at its next file; until then the channel is emptied.
+            continue;
+        }
+        let candidate = Candidate { folder: folder.as_fd(), name: name.as_os_str(), shown: &path };
+        let wish = Wish { function, executable: None, expected: None, pin: true };
+        match store.adopt(&candidate, &wish) {
+            Ok(adopted) => {
+                let mut gathered = gathered.lock();
+                gathered.lease.take_over(adopted.digest);
+                gathered.files += 1;
+                gathered.bytes += adopted.digest.size_bytes();
+                let (digest, executable) = (adopted.digest, adopted.executable);
+                if let Some(found) = gathered.directories.get_mut(parent) {
+                    found.files.push(FileNode { name, digest, executable });
+                }
+            }
+            Err(error) => {
+                gathered.lock().failure.get_or_insert(error.into());
+            }
+        }
+    }
+}
+
+/// Opens a directory for listing, giving its owner the permission first if need be.
+fn open_directory(at: impl AsFd, name: &OsStr, path: &Path) -> Result<OwnedFd, CollectError> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open = || openat(at.as_fd(), name, flags, Mode::empty());
+    let found = look(at.as_fd(), name, path)?;
+    let mode = Mode::from_bits_truncate(found.st_mode);
+    let opened = if mode.contains(Mode::S_IRWXU) {
+        open()
+    } else {
+        // All three: files are looked at, and moved away.
+        fchmodat(at.as_fd(), name, mode | Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink)
+            .and_then(|()| open())
+    };
+    opened.map_err(|errno| io_error("open", path, errno))
+}
+
+fn look(at: impl AsFd, name: &OsStr, path: &Path) -> Result<FileStat, CollectError> {
+    fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .map_err(|errno: Errno| io_error("look at", path, errno))
+}
+
+fn io_error(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> CollectError {
+    CollectError::Io { operation, path: path.to_owned(), source: source.into() }
+}

@@ -1,0 +1,356 @@
+//! `Filler`: the near store, filled from far by whoever misses a blob.
+//!
+//! Model: a *flight* is a blob on its way; whoever wants it meanwhile waits for the same flight.
+//! Flights wait in one of two lanes. In the lane of small blobs a miss goes out at once while few
+//! calls are under way, and otherwise waits and goes together with the others that wait, so
+//! batches grow with the load and cost no latency without it. A large blob is a call of its own,
+//! in a lane of its own, so that it never holds up small ones.
+//!
+//! Every call has a deadline, both lanes have a limit, and so has the queue. A waiter that goes
+//! away takes nothing from the others; a flight that nobody waits for any more is not begun.
+//! Nothing is tried twice: a source knows better than this module what is worth a second try.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distbuild_proto::Digest;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::disk::DiskStore;
+use crate::error::StoreError;
+
+/// A blob that is wanted in the near store.
+#[derive(Clone, Debug)]
+pub struct Want<H> {
+    /// Which blob.
+    pub digest: Digest,
+    /// In which variant it is best stored; the other one can be made from it.
+    pub executable: bool,
+    /// Who may have it; passed to the source as it is.
+    pub hint: H,
+}
+
+/// Where blobs come from.
+pub trait Source: Send + Sync + 'static {
+    /// What the source wants to know of a blob beside its digest.
+    type Hint: Clone + Send + 'static;
+
+    /// Fetches these blobs into the store; answers for each, in order. Dropped at its deadline.
+    fn fetch(
+        &self,
+        wants: Vec<Want<Self::Hint>>,
+        store: &DiskStore,
+    ) -> impl Future<Output = Vec<Result<(), FetchError>>> + Send;
+}
+
+impl<S: Source> Source for Arc<S> {
+    type Hint = S::Hint;
+
+    fn fetch(
+        &self,
+        wants: Vec<Want<Self::Hint>>,
+        store: &DiskStore,
+    ) -> impl Future<Output = Vec<Result<(), FetchError>>> + Send {
+        S::fetch(self, wants, store)
+    }
+}
+
+/// Why a blob did not come. Cheap to clone: every waiter gets it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody who was asked has it.
+    #[error("nobody who was asked has {0}")]
+    NotFound(Digest),
+    /// It did not come in time.
+    #[error("{digest} did not arrive within {} ms", after.as_millis())]
+    TimedOut {
+        /// The blob.
+        digest: Digest,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// Too many blobs are wanted already.
+    #[error("{0} blobs are waited for already")]
+    Overloaded(usize),
+    /// The call for it ended without an answer for it: a source that failed or was shut down.
+    #[error("the fetch of {0} was abandoned")]
+    Abandoned(Digest),
+    /// The source says that it delivered, but the store does not have it.
+    #[error("{0} was delivered but is not in the store")]
+    NotDelivered(Digest),
+    /// The near store could not take it.
+    #[error("failed to store {digest}")]
+    Store {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        source: Arc<StoreError>,
+    },
+    /// The source failed.
+    #[error("failed to fetch {digest}")]
+    Source {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        source: Arc<dyn Error + Send + Sync>,
+    },
+}
+
+/// The limits of a [`Filler`].
+#[derive(Clone, Debug)]
+pub struct FillerConfig {
+    /// Calls for small blobs under way at once.
+    pub small_calls: usize,
+    /// Calls for large blobs under way at once.
+    pub large_calls: usize,
+    /// Blobs in one call.
+    pub batch_blobs: usize,
+    /// Bytes in one call; a blob larger than this is a large one.
+    pub batch_bytes: u64,
+    /// Blobs that wait for their call.
+    pub max_queued: usize,
+    /// How long a call may take, whatever its size.
+    pub call_deadline: Duration,
+    /// A call may take longer than that by its bytes at this speed, in bytes a second.
+    pub slowest_bytes_per_second: u64,
+}
+
+impl Default for FillerConfig {
+    fn default() -> Self {
+        Self {
+            small_calls: 8,
+            large_calls: 4,
+            batch_blobs: 512,
+            batch_bytes: 4 << 20,
+            max_queued: 65_536,
+            call_deadline: Duration::from_secs(30),
+            slowest_bytes_per_second: 256 << 10,
+        }
+    }
+}
+
+/// Fills a near store from a source. Cheap to clone.
+pub struct Filler<S: Source> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: Source> Clone for Filler<S> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+struct Shared<S: Source> {
+    store: DiskStore,
+    source: S,
+    config: FillerConfig,
+    state: Mutex<State<S::Hint>>,
+}
+
+type Outcome = Option<Result<(), FetchError>>;
+
+struct State<H> {
+    /// Every blob that waits or is on its way.
+    flights: HashMap<Digest, watch::Sender<Outcome>>,
+    small: Lane<H>,
+    large: Lane<H>,
+}
+
+struct Lane<H> {
+    waiting: VecDeque<Want<H>>,
+    calls: usize,
+}
+
+impl<H> Default for Lane<H> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), calls: 0 }
+    }
+}
+
+impl<S: Source> Filler<S> {
+    /// A filler of `store`.
+    pub fn new(store: DiskStore, source: S, config: FillerConfig) -> Self {
+        let state =
+            State { flights: HashMap::new(), small: Lane::default(), large: Lane::default() };
+        Self { shared: Arc::new(Shared { store, source, config, state: Mutex::new(state) }) }
+    }
+
+    /// The near store.
+    pub fn store(&self) -> &DiskStore {
+        &self.shared.store
+    }
+
+    /// Where blobs come from.
+    pub fn source(&self) -> &S {
+        &self.shared.source
+    }
+
+    /// Returns when the near store holds the blob; its bytes are compared with the digest on their
+    /// way in. Whoever needs it to stay [leases](DiskStore::lease) it before. Runs on a tokio
+    /// runtime; may be dropped at any time.
+    ///
+    /// # Errors
+    /// Why it could not be fetched.
+    pub async fn ensure(&self, want: Want<S::Hint>) -> Result<(), FetchError> {
+        if self.shared.store.contains(&want.digest) {
+            return Ok(());
+        }
+        let digest = want.digest;
+        let mut flight = self.shared.join(want)?;
+        match flight.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Err(FetchError::Abandoned(digest))),
+            Err(_) => Err(FetchError::Abandoned(digest)),
+        }
+    }
+
+    /// How many blobs wait or are on their way.
+    pub fn in_flight(&self) -> usize {
+        self.shared.state.lock().flights.len()
+    }
+}
+
+impl<S: Source> Shared<S> {
+    /// The flight of a blob, begun if there is none.
+    fn join(self: &Arc<Self>, want: Want<S::Hint>) -> Result<watch::Receiver<Outcome>, FetchError> {
+        let small = want.digest.size_bytes() <= self.config.batch_bytes;
+        let receiver = {
+            let mut state = self.state.lock();
+            if let Some(flight) = state.flights.get(&want.digest) {
+                return Ok(flight.subscribe());
+            }
+            let queued = state.small.waiting.len() + state.large.waiting.len();
+            if queued >= self.config.max_queued {
+                return Err(FetchError::Overloaded(queued));
+            }
+            let (sender, receiver) = watch::channel(None);
+            state.flights.insert(want.digest, sender);
+            let lane = if small { &mut state.small } else { &mut state.large };
+            lane.waiting.push_back(want);
+            receiver
+        };
+        self.depart(small);
+        Ok(receiver)
+    }
+
+    /// Begins as many calls of a lane as it has room for. The state is not locked while a call is
+    /// spawned: a runtime that shuts down drops the call at once, and that takes the lock.
+    fn depart(self: &Arc<Self>, small: bool) {
+        while let Some(batch) = self.next_batch(small) {
+            let left = batch.iter().map(|want| want.digest).collect();
+            let call = Call { shared: self.clone(), small, left };
+            tokio::spawn(call.run(batch));
+        }
+    }
+
+    /// What goes out next, if the lane has room for a call; the call counts from here on.
+    fn next_batch(&self, small: bool) -> Option<Vec<Want<S::Hint>>> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let (lane, limit, blobs) = match small {
+            true => (&mut state.small, self.config.small_calls, self.config.batch_blobs),
+            false => (&mut state.large, self.config.large_calls, 1),
+        };
+        if lane.calls >= limit.max(1) {
+            return None;
+        }
+        let batch = take_batch(lane, &mut state.flights, blobs, self.config.batch_bytes);
+        if batch.is_empty() {
+            return None;
+        }
+        lane.calls += 1;
+        Some(batch)
+    }
+
+    fn deadline(&self, wants: &[Want<S::Hint>]) -> Duration {
+        let bytes: u64 = wants.iter().map(|want| want.digest.size_bytes()).sum();
+        let seconds = bytes / self.config.slowest_bytes_per_second.max(1);
+        self.config.call_deadline.saturating_add(Duration::from_secs(seconds))
+    }
+}
+
+/// In the order of arrival, leaving out what nobody waits for any more.
+fn take_batch<H>(
+    lane: &mut Lane<H>,
+    flights: &mut HashMap<Digest, watch::Sender<Outcome>>,
+    max_blobs: usize,
+    max_bytes: u64,
+) -> Vec<Want<H>> {
+    let mut batch = Vec::new();
+    let mut bytes = 0u64;
+    while let Some(want) = lane.waiting.pop_front() {
+        let unwanted = flights.get(&want.digest).is_none_or(|flight| flight.is_closed());
+        if unwanted {
+            flights.remove(&want.digest);
+            continue;
+        }
+        bytes = bytes.saturating_add(want.digest.size_bytes());
+        if !batch.is_empty() && (batch.len() >= max_blobs || bytes > max_bytes) {
+            lane.waiting.push_front(want);
+            break;
+        }
+        batch.push(want);
+    }
+    batch
+}
+
+/// One call of the source. However it ends, every blob of it gets an answer and the lane goes on.
+struct Call<S: Source> {
+    shared: Arc<Shared<S>>,
+    small: bool,
+    /// The blobs without an answer.
+    left: HashSet<Digest>,
+}
+
+impl<S: Source> Call<S> {
+    async fn run(mut self, wants: Vec<Want<S::Hint>>) {
+        let after = self.shared.deadline(&wants);
+        let digests: Vec<_> = wants.iter().map(|want| want.digest).collect();
+        let fetch = self.shared.source.fetch(wants, &self.shared.store);
+        let outcomes = timeout(after, fetch).await;
+        let mut outcomes = outcomes.map(Vec::into_iter);
+        for digest in digests {
+            let outcome = match &mut outcomes {
+                Ok(outcomes) => outcomes.next().unwrap_or(Err(FetchError::Abandoned(digest))),
+                // What came before the deadline has come.
+                Err(_) if self.shared.store.contains(&digest) => Ok(()),
+                Err(_) => Err(FetchError::TimedOut { digest, after }),
+            };
+            self.answer(digest, outcome);
+        }
+    }
+
+    fn answer(&mut self, digest: Digest, outcome: Result<(), FetchError>) {
+        let outcome = outcome.and_then(|()| match self.shared.store.contains(&digest) {
+            true => Ok(()),
+            false => Err(FetchError::NotDelivered(digest)),
+        });
+        self.left.remove(&digest);
+        if let Some(flight) = self.shared.state.lock().flights.remove(&digest) {
+            // Nobody may wait any more, and that is fine.
+            let _ = flight.send(Some(outcome));
+        }
+    }
+}
+
+impl<S: Source> Drop for Call<S> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.state.lock();
+            for digest in self.left.drain() {
+                if let Some(flight) = state.flights.remove(&digest) {
+                    let _ = flight.send(Some(Err(FetchError::Abandoned(digest))));
+                }
+            }
+            let lane = if self.small { &mut state.small } else { &mut state.large };
+            lane.calls -= 1;
+        }
+        // Outside a runtime nothing can go on, and nobody waits.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.shared.depart(self.small);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Flipped bits, torn files, files that vanish.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+
+use distbuild_cas::{Completeness, DiskStore, StoreConfig, StoreError};
+
+use crate::{digest, files_below, open, put, put_directory};
+
+fn flip_a_bit(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 1).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 1).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_is_found_at_the_first_use_after_a_start() {
+    let root = tempfile::tempdir().unwrap();
+    let blob = put(&open(root.path()), b"sound");
+    for look in [
+        |store: &DiskStore, blob| store.read(blob).map(drop),
+        |store: &DiskStore, blob| store.prepare(blob, false).map(drop),
+        |store: &DiskStore, blob| store.prepare(blob, true).map(drop),
+        |store: &DiskStore, blob| store.open_bytes(blob).map(drop),
+        |store: &DiskStore, blob| store.verify(blob),
+    ] {
+        let store = open(root.path());
+        for path in [false, true].map(|executable| store.blob_path(&blob, executable)) {
+            if path.exists() {
+                flip_a_bit(&path);
+            }
+        }
+        let generation = store.generation();
+        assert!(matches!(look(&store, &blob), Err(StoreError::Damaged(_))));
+        assert!(store.generation() > generation);
+        assert_eq!(store.drain_evicted().digests, [blob]);
+        assert!(matches!(look(&store, &blob), Err(StoreError::Missing(_))));
+        assert!(!store.contains(&blob));
+        put(&store, b"sound");
+        look(&store, &blob).unwrap();
+    }
+    // One of either variant: a later one takes the place of an earlier one.
+    assert_eq!(files_below(&root.path().join("quarantine")).len(), 2);
+}
+
+#[test]
+fn a_damaged_variant_is_replaced_from_the_sound_one() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let blob = put(&store, b"sound");
+    let executable = store.prepare(&blob, true).unwrap();
+    drop(store);
+    flip_a_bit(&executable);
+    let store = open(root.path());
+    assert_eq!(store.prepare(&blob, true).unwrap(), executable);
+    assert_eq!(fs::read(&executable).unwrap(), b"sound");
+}
+
+#[test]
+fn a_torn_file_is_found_at_the_first_touch() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let blob = put(&store, b"whole");
+    drop(store);
+    let store = open(root.path());
+    fs::write(store.blob_path(&blob, false), "who").unwrap();
+    assert!(!store.contains(&blob));
+    assert!(!store.blob_path(&blob, false).exists());
+}
+
+#[test]
+fn a_scan_puts_torn_files_and_things_that_are_no_files_aside() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let blobs = [&b"one"[..], b"two", b"three"].map(|data| put(&store, data));
+    let paths = blobs.map(|blob| store.blob_path(&blob, false));
+    drop(store);
+    fs::write(&paths[0], "").unwrap();
+    fs::remove_file(&paths[1]).unwrap();
+    std::os::unix::fs::symlink(&paths[2], &paths[1]).unwrap();
+    let store = open(root.path());
+    let report = store.scan().unwrap();
+    assert_eq!((report.files, report.damaged), (1, 2));
+    assert_eq!(blobs.map(|blob| store.contains(&blob)), [false, false, true]);
+}
+
+#[test]
+fn a_file_that_somebody_removed_is_missing_and_can_be_stored_again() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let blob = put(&store, b"vanishes");
+    for _ in 0..2 {
+        fs::remove_file(store.blob_path(&blob, false)).unwrap();
+        assert!(matches!(store.prepare(&blob, false), Err(StoreError::Missing(_))));
+        put(&store, b"vanishes");
+        assert_eq!(store.read(&blob).unwrap(), &b"vanishes"[..]);
+        fs::remove_file(store.blob_path(&blob, false)).unwrap();
+        put(&store, b"vanishes");
+        store.open_file(&blob, false).unwrap();
+        fs::remove_file(store.blob_path(&blob, false)).unwrap();
+        assert!(store.read(&blob).unwrap_err().is_missing());
+        put(&store, b"vanishes");
+    }
+}
+
+#[test]
+fn damage_beats_a_lease_and_makes_the_tree_incomplete() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let leaf = put(&store, b"leaf");
+    let inner = put_directory(&store, &[("leaf", leaf)], &[]);
+    let tree = put_directory(&store, &[], &[("inner", inner)]);
+    let lease = store.lease_tree(&tree).unwrap();
+    flip_a_bit(&store.blob_path(&leaf, false));
+    assert!(matches!(store.verify(&leaf), Err(StoreError::Damaged(_))));
+    let Completeness::Missing(missing) = store.complete(&tree).unwrap() else {
+        panic!("the damaged tree counts as complete");
+    };
+    assert_eq!((missing.digests.as_slice(), missing.count), (&[leaf][..], 1));
+    assert!(store.lease_tree(&tree).is_err());
+    put(&store, b"leaf");
+    assert_eq!(store.complete(&tree).unwrap(), Completeness::Complete);
+    drop(store.lease_tree(&tree).unwrap());
+    drop(lease);
+}
+
+#[test]
+fn the_quarantine_does_not_grow_for_ever() {
+    let root = tempfile::tempdir().unwrap();
+    let config = StoreConfig { quarantine_max_files: 3, ..StoreConfig::new(root.path()) };
+    let store = DiskStore::open(config).unwrap();
+    for number in 0..10u8 {
+        let blob = put(&store, &[number, 0]);
+        flip_a_bit(&store.blob_path(&blob, false));
+        assert!(matches!(store.verify(&blob), Err(StoreError::Damaged(_))));
+    }
+    assert_eq!(files_below(&root.path().join("quarantine")).len(), 3);
+    assert!(!store.contains(&digest(&[9, 0])));
+}

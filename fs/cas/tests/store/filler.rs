@@ -1,0 +1,308 @@
+//! Filling a near store from a scripted source, in paused time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distbuild_cas::{DiskStore, FetchError, Filler, FillerConfig, Source, StoreError, Want};
+use distbuild_proto::Digest;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, advance};
+
+use crate::{digest, open};
+
+/// Delivers what it has when it is let go.
+struct Scripted {
+    has: HashMap<Digest, Vec<u8>>,
+    /// The blobs of each call, in the order of the calls.
+    calls: Mutex<Vec<Vec<Digest>>>,
+    /// One permit lets one call go on.
+    gate: Semaphore,
+    answer: fn(Digest) -> Answer,
+}
+
+enum Answer {
+    Deliver,
+    Lie,
+    Fail(FetchError),
+    Hang,
+    Panic,
+}
+
+impl Source for Scripted {
+    type Hint = &'static str;
+
+    async fn fetch(
+        &self,
+        wants: Vec<Want<&'static str>>,
+        store: &DiskStore,
+    ) -> Vec<Result<(), FetchError>> {
+        assert!(wants.iter().all(|want| want.hint == "peer"));
+        self.calls.lock().push(wants.iter().map(|want| want.digest).collect());
+        self.gate.acquire().await.unwrap().forget();
+        let mut answers = Vec::new();
+        for want in wants {
+            let digest = want.digest;
+            answers.push(match (self.answer)(digest) {
+                Answer::Deliver => match self.has.get(&digest) {
+                    Some(data) => store
+                        .insert(&digest, data, want.executable)
+                        .map_err(|error| FetchError::Store { digest, source: Arc::new(error) }),
+                    None => Err(FetchError::NotFound(digest)),
+                },
+                Answer::Lie => Ok(()),
+                Answer::Fail(error) => Err(error),
+                Answer::Hang => std::future::pending().await,
+                Answer::Panic => panic!("as scripted"),
+            });
+        }
+        answers
+    }
+}
+
+struct Scene {
+    _root: tempfile::TempDir,
+    source: Arc<Scripted>,
+    filler: Filler<Arc<Scripted>>,
+}
+
+/// Small blobs are those up to 100 bytes; a batch holds 10 blobs or 100 bytes.
+fn scene(blobs: &[Vec<u8>], open_gates: usize, answer: fn(Digest) -> Answer) -> Scene {
+    let root = tempfile::tempdir().unwrap();
+    let has = blobs.iter().map(|data| (digest(data), data.clone())).collect();
+    let source = Arc::new(Scripted {
+        has,
+        calls: Mutex::default(),
+        gate: Semaphore::new(open_gates),
+        answer,
+    });
+    let config = FillerConfig {
+        small_calls: 2,
+        large_calls: 1,
+        batch_blobs: 10,
+        batch_bytes: 100,
+        max_queued: 20,
+        ..FillerConfig::default()
+    };
+    let filler = Filler::new(open(root.path()), source.clone(), config);
+    Scene { _root: root, source, filler }
+}
+
+fn want(data: &[u8]) -> Want<&'static str> {
+    Want { digest: digest(data), executable: false, hint: "peer" }
+}
+
+fn blobs(count: u8, size: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|number| vec![number; size]).collect()
+}
+
+impl Scene {
+    /// Asks for blobs in the background; returns when all have been asked for.
+    async fn ask(&self, blobs: &[Vec<u8>]) -> Vec<tokio::task::JoinHandle<Result<(), FetchError>>> {
+        let asked = blobs
+            .iter()
+            .map(|data| {
+                let (filler, want) = (self.filler.clone(), want(data));
+                tokio::spawn(async move { filler.ensure(want).await })
+            })
+            .collect();
+        settle().await;
+        asked
+    }
+
+    fn batches(&self) -> Vec<usize> {
+        self.source.calls.lock().iter().map(Vec::len).collect()
+    }
+}
+
+/// Lets every task run until it waits for something.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_is_there_is_not_fetched() {
+    let data = blobs(1, 5);
+    let scene = scene(&data, 1, |_| Answer::Deliver);
+    scene.filler.ensure(want(&data[0])).await.unwrap();
+    scene.filler.ensure(want(&data[0])).await.unwrap();
+    scene.filler.ensure(want(b"")).await.unwrap();
+    assert_eq!(scene.batches(), [1]);
+    assert_eq!(scene.filler.store().read(&digest(&data[0])).unwrap(), data[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_of_one_blob_share_one_fetch_and_one_leaving_takes_nothing_from_the_others() {
+    let data = blobs(1, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let mut asked = scene.ask(&[data[0].clone(), data[0].clone(), data[0].clone()]).await;
+    // The first began the fetch.
+    asked.remove(0).abort();
+    settle().await;
+    scene.source.gate.add_permits(1);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+    assert_eq!(scene.batches(), [1]);
+    assert_eq!(scene.filler.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn misses_go_at_once_while_few_calls_are_under_way_and_together_after_that() {
+    let data = blobs(15, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let asked = scene.ask(&data).await;
+    assert_eq!(scene.batches(), [1, 1]);
+    scene.source.gate.add_permits(1);
+    settle().await;
+    assert_eq!(scene.batches(), [1, 1, 10]);
+    scene.source.gate.add_permits(10);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+    assert_eq!(scene.batches(), [1, 1, 10, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_bounded_in_bytes_and_a_large_blob_goes_alone_in_a_lane_of_its_own() {
+    let (small, large) = (blobs(6, 40), blobs(2, 101));
+    let all = [large.clone(), small].concat();
+    let scene = scene(&all, 0, |_| Answer::Deliver);
+    let asked = scene.ask(&all).await;
+    // One large one, and two small ones that it does not hold up.
+    assert_eq!(scene.batches(), [1, 1, 1]);
+    scene.source.gate.add_permits(100);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+    let mut batches = scene.batches();
+    batches.sort_unstable();
+    assert_eq!(batches, [1, 1, 1, 1, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_any_more_is_not_fetched() {
+    let data = blobs(4, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let asked = scene.ask(&data).await;
+    asked[2].abort();
+    settle().await;
+    scene.source.gate.add_permits(100);
+    settle().await;
+    assert_eq!(scene.source.calls.lock()[2], [digest(&data[3])]);
+    assert!(!scene.filler.store().contains(&digest(&data[2])));
+    // It can be wanted again.
+    scene.filler.ensure(want(&data[2])).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_waiter_gets_the_error_and_the_next_one_tries_again() {
+    fn answer(digest: Digest) -> Answer {
+        let source = Arc::new(StoreError::Missing(digest));
+        Answer::Fail(FetchError::Store { digest, source })
+    }
+    let data = blobs(1, 5);
+    let scene = scene(&data, 0, answer);
+    let asked = scene.ask(&[data[0].clone(), data[0].clone()]).await;
+    scene.source.gate.add_permits(2);
+    for waiter in asked {
+        assert!(matches!(waiter.await.unwrap(), Err(FetchError::Store { .. })));
+    }
+    assert!(scene.filler.ensure(want(&data[0])).await.is_err());
+    assert_eq!(scene.batches(), [1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_missing_blob_fails_alone_in_its_batch() {
+    let data = blobs(5, 5);
+    let scene = scene(&data[..4], 0, |_| Answer::Deliver);
+    let asked = scene.ask(&data).await;
+    scene.source.gate.add_permits(100);
+    let mut answers = Vec::new();
+    for waiter in asked {
+        answers.push(waiter.await.unwrap().is_ok());
+    }
+    assert_eq!(answers, [true, true, true, true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_is_left_at_the_deadline_and_the_lane_goes_on() {
+    let data = blobs(2, 5);
+    let scene = scene(&data, 9, |_| Answer::Hang);
+    let start = Instant::now();
+    let asked = scene.ask(&data).await;
+    let third = scene.ask(&[vec![9; 5]]).await;
+    for waiter in asked {
+        assert!(matches!(waiter.await.unwrap(), Err(FetchError::TimedOut { .. })));
+    }
+    assert_eq!(start.elapsed(), Duration::from_secs(30));
+    for waiter in third {
+        assert!(waiter.await.unwrap().is_err());
+    }
+    assert_eq!(start.elapsed(), Duration::from_secs(60));
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(scene.filler.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_is_not_in_the_store_is_an_error() {
+    let data = blobs(1, 5);
+    let scene = scene(&data, 1, |_| Answer::Lie);
+    let error = scene.filler.ensure(want(&data[0])).await.unwrap_err();
+    assert!(matches!(error, FetchError::NotDelivered(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_do_not_enter_the_store() {
+    let data = blobs(1, 5);
+    let mut scene = scene(&data, 1, |_| Answer::Deliver);
+    let wrong = HashMap::from([(digest(&data[0]), b"wrong".to_vec())]);
+    let source = Arc::new(Scripted {
+        has: wrong,
+        calls: Mutex::default(),
+        gate: Semaphore::new(1),
+        answer: |_| Answer::Deliver,
+    });
+    scene.filler = Filler::new(scene.filler.store().clone(), source, FillerConfig::default());
+    let error = scene.filler.ensure(want(&data[0])).await.unwrap_err();
+    let FetchError::Store { source, .. } = error else { panic!("{error}") };
+    assert!(matches!(*source, StoreError::Mismatch { .. }));
+    assert!(!scene.filler.store().contains(&digest(&data[0])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_answers_its_waiters_and_frees_its_place() {
+    let data = blobs(6, 5);
+    let scene = scene(&data, 100, |_| Answer::Panic);
+    for waiter in scene.ask(&data).await {
+        assert!(matches!(waiter.await.unwrap(), Err(FetchError::Abandoned(_))));
+    }
+    assert_eq!(scene.filler.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded() {
+    let data = blobs(23, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let mut asked = scene.ask(&data).await;
+    // Two are under way, twenty wait.
+    let last = asked.remove(22).await.unwrap();
+    assert!(matches!(last, Err(FetchError::Overloaded(20))));
+    scene.source.gate.add_permits(100);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+}
+
+#[test]
+fn a_runtime_that_shuts_down_with_blobs_on_their_way_does_not_hang() {
+    let data = blobs(9, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { drop(scene.ask(&data).await) });
+    drop(runtime);
+    assert_eq!(scene.filler.in_flight(), 0);
+}
