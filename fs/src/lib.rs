@@ -1,1 +1,42 @@
 //! The lazy read-only file system over a store: inodes, views, FUSE adapter.
+//!
+//! Layers, from the inside out; each knows only those before it:
+//!
+//! 1. [`view`] with `inode` and [`record`]: which inodes exist, what each view has looked at. No
+//!    FUSE, no disk, no waiting; it is tested without any of them.
+//! 2. [`contents`] and [`fetch`]: blobs become open files and decoded directories, once each, with a
+//!    deadline, on threads of their own.
+//! 3. [`adapter`]: the kernel's messages, answered from 1 and 2. It holds for any [`tree::Tree`].
+//! 4. [`mount`] and [`namespace`]: the mount itself, in a mount namespace of the caller's own.
+//! 5. [`server`] with [`protocol`]: the process that serves a mount and talks to its agent.
+//!
+//! The process that serves a mount never looks into it and never starts a program.
+
+pub mod adapter;
+pub mod blob;
+mod codec;
+pub mod collections;
+pub mod contents;
+pub mod error;
+pub mod fetch;
+pub mod inode;
+mod messages;
+pub mod mount;
+pub mod namespace;
+mod pool;
+pub mod protocol;
+pub mod record;
+pub mod server;
+pub mod tree;
+pub mod view;
+
+pub use adapter::Owner;
+pub use contents::{Contents, Want, WantError};
+pub use error::AccessError;
+pub use inode::{FileKey, Ino, ViewId};
+pub use messages::{Message, MessageCounts, Messages};
+pub use mount::{MountError, MountedFuse};
+pub use record::{AccessRecord, LookedUp, Observed};
+pub use server::{FsConfig, ServerError};
+pub use tree::Tree;
+pub use view::{RecordLimits, Views};

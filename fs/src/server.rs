@@ -1,0 +1,375 @@
+//! The file-system process: serves one mount for one agent, until the agent's socket ends.
+//!
+//! Threads: the caller's reads the agent's messages and is the only one that adds and drops views; the
+//! loops answer the kernel; the fetcher's read blobs; one writes to the agent; one tells the kernel
+//! to drop its entries of views that are gone, since that waits for requests under way and may
+//! neither stop a loop nor the reading of the answers that end the waiting.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use distbuild_proto::Digest;
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+
+use crate::adapter::{Adapter, Owner};
+use crate::contents::{Contents, Done, Want, WantError};
+use crate::fetch::{FetchConfig, Fetcher};
+use crate::inode::{Ino, ViewId};
+use crate::messages::Messages;
+use crate::mount::{MountPoint, MountedFuse};
+use crate::protocol::{self, FromFs, ProtocolError, Recorded, Stats, ToFs};
+use crate::record::AccessRecord;
+use crate::tree::Tree;
+use crate::view::{RecordLimits, Views};
+
+/// How a mount is served.
+#[derive(Clone, Debug)]
+pub struct FsConfig {
+    /// Root of the store.
+    pub store: PathBuf,
+    /// Who owns all files, as seen in the user namespace of the mount.
+    pub owner: Owner,
+    /// Threads that answer the kernel. Each takes 16 MiB of address space.
+    pub loop_threads: usize,
+    /// Threads that read blobs from disk.
+    pub fetch_threads: usize,
+    /// How long a blob may take before its readers get an error.
+    pub want_deadline: Duration,
+    /// Blobs that may be wanted at once.
+    pub max_pending: usize,
+    /// Blob files kept open; lowered to what the process may open.
+    pub open_files: usize,
+    /// Encoded size of the directories kept decoded.
+    pub directory_cache_bytes: u64,
+    /// Views at once.
+    pub max_views: usize,
+    /// How much a view's record may hold.
+    pub record_limits: RecordLimits,
+}
+
+impl FsConfig {
+    /// The defaults, over a store.
+    pub fn new(store: PathBuf) -> Self {
+        Self {
+            store,
+            owner: Owner::default(),
+            loop_threads: 2,
+            fetch_threads: 4,
+            want_deadline: Duration::from_secs(120),
+            max_pending: 16 << 10,
+            open_files: 16 << 10,
+            directory_cache_bytes: 64 << 20,
+            max_views: 16 << 10,
+            record_limits: RecordLimits::default(),
+        }
+    }
+}
+
+/// Why a mount is not served any more.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The kernel does not begin a session, or threads cannot be started.
+    #[error("failed to start serving the mount")]
+    Start(#[source] io::Error),
+    /// The agent says something that is no message.
+    #[error("failed to understand the agent")]
+    Protocol(#[from] ProtocolError),
+}
+
+/// Frames that wait for the agent to read them.
+const OUTGOING_LIMIT: usize = 8192;
+/// Files left for everything but blobs.
+const OTHER_FILES: u64 = 64;
+/// How long the loops get to see that the mount is gone. Jobs that still use it hold it up.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// Serves a mount until the agent closes its socket, then unmounts. The process should exit after
+/// that: whatever still uses the mount then gets `ENOTCONN`.
+///
+/// # Errors
+/// The session cannot begin, or the agent breaks the protocol.
+pub fn run(control: UnixStream, mount: MountedFuse, config: FsConfig) -> Result<(), ServerError> {
+    let agent = Arc::new(Agent::start(&control, config.want_deadline).map_err(ServerError::Start)?);
+    let views = Arc::new(Views::new(config.record_limits));
+    let tree: Arc<dyn Tree> = views.clone();
+    let contents: Arc<dyn Contents> = agent.clone();
+    let serving = serve(mount, &config, tree, contents).map_err(ServerError::Start)?;
+    let (dropped, to_invalidate) = sync_channel(config.max_views);
+    let notifier = serving.notifier.clone();
+    thread::Builder::new()
+        .name("fs-invalidate".into())
+        .spawn(move || invalidate(&notifier, &to_invalidate))
+        .map_err(ServerError::Start)?;
+    let control_loop = ControlLoop { agent, views, serving, dropped, max_views: config.max_views };
+    let ended = control_loop.run(control);
+    tracing::info!("the file system ends with its agent");
+    ended
+}
+
+/// A mount that is being served.
+pub(crate) struct Serving {
+    fetcher: Arc<Fetcher>,
+    messages: Arc<Messages>,
+    notifier: Notifier,
+    point: MountPoint,
+    ended: Receiver<()>,
+}
+
+/// Begins to serve any tree.
+pub(crate) fn serve(
+    mount: MountedFuse,
+    config: &FsConfig,
+    tree: Arc<dyn Tree>,
+    contents: Arc<dyn Contents>,
+) -> io::Result<Serving> {
+    let fetch = FetchConfig {
+        store: config.store.clone(),
+        deadline: config.want_deadline,
+        threads: config.fetch_threads,
+        max_pending: config.max_pending,
+        open_files: raise_open_files(config.open_files)?,
+        directory_cache_bytes: config.directory_cache_bytes,
+    };
+    let fetcher = Arc::new(Fetcher::new(fetch, Arc::clone(&tree), contents)?);
+    let messages = Arc::new(Messages::default());
+    let adapter = Adapter::new(tree, Arc::clone(&fetcher), config.owner, Arc::clone(&messages));
+    let MountedFuse { device, point } = mount;
+    let mut session = Config::default();
+    session.acl = SessionACL::All;
+    session.n_threads = Some(config.loop_threads.max(1));
+    let session = Session::from_fd(adapter, device, SessionACL::All, session)?;
+    let notifier = session.notifier();
+    point.raise_read_ahead();
+    let (end, ended) = sync_channel(1);
+    thread::Builder::new().name("fs-session".into()).spawn(move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "the FUSE session failed");
+        }
+        // Nobody listens any more if the process is ending.
+        let _unheard = end.send(());
+    })?;
+    Ok(Serving { fetcher, messages, notifier, point, ended })
+}
+
+/// Allows this process as many open files as the system lets it, and says how many blobs fit.
+fn raise_open_files(wanted: usize) -> io::Result<usize> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let limit = soft.max(wanted as u64 + OTHER_FILES).min(hard);
+    setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?;
+    Ok(usize::try_from(limit.saturating_sub(OTHER_FILES)).map_or(wanted, |fit| fit.min(wanted)))
+}
+
+/// Tells the kernel that the entries of dropped views are no longer good, so that it forgets them.
+fn invalidate(notifier: &Notifier, dropped: &Receiver<ViewId>) {
+    for view in dropped {
+        let name = view.to_string();
+        if let Err(error) = notifier.inval_entry(INodeNo(Ino::ACTIONS.0), name.as_ref()) {
+            tracing::warn!(view.id = view.0, %error, "the kernel keeps a dropped view in memory");
+        }
+    }
+}
+
+struct ControlLoop {
+    agent: Arc<Agent>,
+    views: Arc<Views>,
+    serving: Serving,
+    dropped: SyncSender<ViewId>,
+    max_views: usize,
+}
+
+impl ControlLoop {
+    fn run(self, mut control: UnixStream) -> Result<(), ServerError> {
+        self.agent.send(&FromFs::Ready);
+        let result = loop {
+            match protocol::read(&mut control) {
+                Ok(Some(message)) => self.handle(message),
+                Ok(None) => break Ok(()),
+                Err(ProtocolError::Stream(error))
+                    if error.kind() == io::ErrorKind::ConnectionReset =>
+                {
+                    break Ok(());
+                }
+                Err(error) => break Err(error.into()),
+            }
+        };
+        self.agent.end();
+        let Serving { fetcher, point, ended, .. } = self.serving;
+        drop(point);
+        drop(fetcher);
+        if ended.recv_timeout(END_LIMIT).is_err() {
+            tracing::info!("jobs still use the mount; they lose it with this process");
+        }
+        result
+    }
+
+    fn handle(&self, message: ToFs) {
+        match message {
+            ToFs::AddView { view, root } => self.agent.send(&self.add_view(view, root)),
+            ToFs::FailView { view } => self.fail_view(view),
+            ToFs::DropView { view } => self.drop_view(view),
+            ToFs::WantDone { request, result } => self.agent.answered(request, result),
+            ToFs::Stats => self.agent.send(&FromFs::Stats(Stats {
+                messages: self.serving.messages.counts(),
+                inodes: self.views.inode_count() as u64,
+                views: self.views.view_count() as u64,
+                pending: self.serving.fetcher.pending_count() as u64,
+            })),
+        }
+    }
+
+    fn add_view(&self, view: u64, root: Digest) -> FromFs {
+        if self.views.view_count() >= self.max_views {
+            let reason = format!("{} views exist already", self.max_views);
+            return FromFs::ViewRefused { view, reason };
+        }
+        match self.views.add(ViewId(view), root) {
+            Ok(()) => FromFs::ViewAdded { view },
+            Err(error) => FromFs::ViewRefused { view, reason: error.to_string() },
+        }
+    }
+
+    fn drop_view(&self, view: u64) {
+        self.fail_view(view);
+        let record = self.views.drop_view(ViewId(view));
+        if record.is_some() && self.dropped.try_send(ViewId(view)).is_err() {
+            tracing::warn!(view.id = view, "the kernel keeps a dropped view in memory");
+        }
+        self.agent.send_record(view, record);
+    }
+
+    fn fail_view(&self, view: u64) {
+        self.views.fail(ViewId(view));
+        self.serving.fetcher.give_up();
+    }
+}
+
+/// The agent, as the file system sees it: it brings contents and hears of failures.
+struct Agent {
+    outgoing: Mutex<Option<SyncSender<Vec<u8>>>>,
+    wants: Mutex<Wants>,
+    deadline: Duration,
+}
+
+/// What was asked for, in the order of asking.
+#[derive(Default)]
+struct Wants {
+    asked: BTreeMap<u64, (Instant, Done)>,
+    next_request: u64,
+}
+
+impl Wants {
+    fn add(&mut self, done: Done, deadline: Duration) -> u64 {
+        let now = Instant::now();
+        // Whoever waited for these has been told by now that nothing came.
+        while let Some(oldest) = self.asked.first_entry()
+            && now.duration_since(oldest.get().0) > deadline
+        {
+            drop(oldest.remove());
+        }
+        let request = self.next_request;
+        self.next_request += 1;
+        self.asked.insert(request, (now, done));
+        request
+    }
+}
+
+impl Agent {
+    fn start(control: &UnixStream, deadline: Duration) -> io::Result<Self> {
+        let (outgoing, frames) = sync_channel::<Vec<u8>>(OUTGOING_LIMIT);
+        let mut stream = control.try_clone()?;
+        thread::Builder::new().name("fs-to-agent".into()).spawn(move || {
+            for frame in frames {
+                if stream.write_all(&frame).is_err() {
+                    // Ends the reading side as well, and so the process.
+                    let _ended_already = stream.shutdown(Shutdown::Both);
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { outgoing: Mutex::new(Some(outgoing)), wants: Mutex::default(), deadline })
+    }
+
+    fn queue(&self) -> Option<SyncSender<Vec<u8>>> {
+        self.outgoing.lock().clone()
+    }
+
+    /// Waits while the agent is behind with reading.
+    fn send(&self, message: &FromFs) {
+        match protocol::encode(message) {
+            Ok(frame) => self.send_frame(frame),
+            Err(error) => tracing::error!(%error, "a message cannot be sent"),
+        }
+    }
+
+    /// A record that limits above the defaults made too large for a frame is sent empty, as incomplete
+    /// as it then is.
+    fn send_record(&self, view: u64, record: Option<AccessRecord>) {
+        let record = record.map(Recorded);
+        match protocol::encode(&FromFs::Record { view, record }) {
+            Ok(frame) => self.send_frame(frame),
+            Err(error) => {
+                tracing::warn!(view.id = view, %error, "an access record cannot be sent");
+                let nothing = AccessRecord::new(Vec::new(), Vec::new(), false);
+                self.send(&FromFs::Record { view, record: Some(Recorded(nothing)) });
+            }
+        }
+    }
+
+    fn send_frame(&self, frame: Vec<u8>) {
+        let sent = self.queue().is_some_and(|queue| queue.send(frame).is_ok());
+        if !sent {
+            tracing::debug!("a message is lost: the agent is gone");
+        }
+    }
+
+    fn answered(&self, request: u64, result: Result<(), WantError>) {
+        let asked = self.wants.lock().asked.remove(&request);
+        if let Some((_, done)) = asked {
+            done(result);
+        }
+    }
+
+    /// Nothing will be answered any more.
+    fn end(&self) {
+        self.outgoing.lock().take();
+        let wants = std::mem::take(&mut *self.wants.lock());
+        for (_, done) in wants.asked.into_values() {
+            done(Err(WantError::Gone));
+        }
+    }
+}
+
+impl Contents for Agent {
+    fn want(&self, want: Want, done: Done) {
+        let Some(queue) = self.queue() else {
+            return done(Err(WantError::Gone));
+        };
+        let request = self.wants.lock().add(done, self.deadline);
+        let message = FromFs::Want {
+            request,
+            digest: want.key.digest,
+            kind: want.key.kind,
+            views: want.context.views.iter().map(|view| view.0).collect(),
+            hint: want.context.hint,
+        };
+        // Never waits: this may be a thread that answers the kernel.
+        let sent = protocol::encode(&message).is_ok_and(|frame| queue.try_send(frame).is_ok());
+        if !sent {
+            self.answered(request, Err(WantError::Busy(OUTGOING_LIMIT)));
+        }
+    }
+
+    fn read_failed(&self, digest: Digest, views: Vec<ViewId>, why: &WantError) {
+        let views = views.into_iter().map(|view| view.0).collect();
+        self.send(&FromFs::ReadFailed { digest, views, reason: why.clone() });
+    }
+}

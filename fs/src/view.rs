@@ -1,0 +1,538 @@
+//! `Views`: the tree of a worker's mount, in memory.
+//!
+//! ```text
+//! /action/<n>/…        traced view n: directories of its own, a record of all that is looked at
+//! /tree/<digest>/…     any directory by its digest, shared and not recorded
+//! ```
+//!
+//! A traced view holds the inode of every name that it saw until it is dropped, so a name keeps its
+//! number even when the kernel forgets it in between. What exceeds the limits of a record still
+//! works: such names get inodes that live only as long as the kernel knows them, and the record is
+//! marked incomplete.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use bytes::Bytes;
+use distbuild_proto::{Child, Digest, Directory, Name, RelPath};
+use parking_lot::Mutex;
+
+use crate::collections;
+use crate::contents::{BlobKey, BlobKind};
+use crate::error::AccessError;
+use crate::inode::{
+    DirectoryNode, FileKey, FileNode, Ino, InodeTable, Node, Seen, SeenNames, SymlinkNode, ViewId,
+    Viewer,
+};
+use crate::record::{AccessRecord, LookedUp, Observed};
+use crate::tree::{Attributes, Context, Enough, Found, Listed, NodeKind, Step, Tree};
+
+/// How much a view's record may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordLimits {
+    /// Names, found or not.
+    pub entries: usize,
+    /// Bytes of all their paths and of the targets of symbolic links.
+    pub path_bytes: usize,
+}
+
+impl Default for RecordLimits {
+    /// Enough for a job that walks a large monorepo; fits a frame of the protocol, and about 100 MiB
+    /// of memory at the very most.
+    fn default() -> Self {
+        Self { entries: 300_000, path_bytes: 16 << 20 }
+    }
+}
+
+/// All views of a mount. Shared by the threads that answer the kernel and the one that adds and
+/// drops views; every call is short.
+#[derive(Debug)]
+pub struct Views {
+    limits: RecordLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    inodes: InodeTable,
+    views: HashMap<ViewId, View>,
+}
+
+#[derive(Debug)]
+struct View {
+    root: Ino,
+    /// The directories that are recorded, parents before children.
+    directories: Vec<Ino>,
+    /// How many names have these contents.
+    copies: HashMap<FileKey, u32>,
+    entries: usize,
+    path_bytes: usize,
+    complete: bool,
+    failed: bool,
+}
+
+/// Why a view is not added.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AddViewError {
+    /// Numbers of views are used once.
+    #[error("view {0} exists")]
+    Exists(ViewId),
+}
+
+impl Views {
+    /// No views yet.
+    pub fn new(limits: RecordLimits) -> Self {
+        let state = State { inodes: InodeTable::new(), views: HashMap::new() };
+        Self { limits, state: Mutex::new(state) }
+    }
+
+    /// Adds a view of the tree below `root`. Nothing of the tree is read.
+    ///
+    /// # Errors
+    /// The number is in use.
+    pub fn add(&self, view: ViewId, root: Digest) -> Result<(), AddViewError> {
+        let State { inodes, views } = &mut *self.state.lock();
+        let Entry::Vacant(slot) = views.entry(view) else {
+            return Err(AddViewError::Exists(view));
+        };
+        let node = DirectoryNode {
+            view: Some(view),
+            parent: None,
+            name: Box::default(),
+            path_len: 0,
+            digest: root,
+            seen: Some(SeenNames::default()),
+        };
+        let root = inodes.add(Node::Directory(node));
+        slot.insert(View {
+            root,
+            directories: vec![root],
+            copies: HashMap::new(),
+            entries: 0,
+            path_bytes: 0,
+            complete: true,
+            failed: false,
+        });
+        Ok(())
+    }
+
+    /// From now on requests that serve only this view (and others in this state) fail at once.
+    pub fn fail(&self, view: ViewId) {
+        if let Some(view) = self.state.lock().views.get_mut(&view) {
+            view.failed = true;
+        }
+    }
+
+    /// Takes a view away and returns its record; `None` if there is no such view. What the kernel
+    /// still knows of it stays until it is forgotten, but leads nowhere.
+    pub fn drop_view(&self, view: ViewId) -> Option<AccessRecord> {
+        let State { inodes, views } = &mut *self.state.lock();
+        let dropped = views.remove(&view)?;
+        Some(dropped.into_record(view, inodes))
+    }
+
+    /// Inodes that the kernel or a view knows, beyond the three fixed ones.
+    pub fn inode_count(&self) -> usize {
+        self.state.lock().inodes.len()
+    }
+
+    /// Views that are not dropped.
+    pub fn view_count(&self) -> usize {
+        self.state.lock().views.len()
+    }
+}
+
+impl View {
+    fn into_record(self, view: ViewId, inodes: &mut InodeTable) -> AccessRecord {
+        let mut paths = HashMap::from([(self.root, RelPath::root())]);
+        let mut looked_up = Vec::with_capacity(self.entries);
+        let mut listed = Vec::new();
+        for ino in self.directories {
+            let Some(path) = paths.remove(&ino) else {
+                continue;
+            };
+            let Some(seen) = inodes.directory_mut(ino).and_then(|node| node.seen.take()) else {
+                continue;
+            };
+            for (name, seen) in seen.names {
+                let Ok(name) = Name::new(&name) else { continue };
+                let path = path.join(&name);
+                let observed = match seen {
+                    Seen::Absent => Observed::Absent,
+                    Seen::Inode(child) => release(view, child, inodes),
+                };
+                if let (Observed::Directory, Seen::Inode(child)) = (&observed, seen) {
+                    paths.insert(child, path.clone());
+                }
+                looked_up.push(LookedUp { path, observed });
+            }
+            if seen.listed {
+                listed.push(path);
+            }
+            inodes.release(ino);
+        }
+        AccessRecord::new(looked_up, listed, self.complete)
+    }
+
+    fn has_room(&self, limits: RecordLimits, bytes: usize) -> bool {
+        self.entries < limits.entries && self.path_bytes + bytes <= limits.path_bytes
+    }
+}
+
+/// Takes a view's hold of one inode and says what it is. A directory's hold goes with its own record.
+fn release(view: ViewId, ino: Ino, inodes: &mut InodeTable) -> Observed {
+    let observed = match inodes.get_mut(ino) {
+        Some(Node::File(node)) => {
+            node.viewers.retain(|viewer| viewer.view != view);
+            Observed::File { digest: node.key.digest, executable: node.key.executable }
+        }
+        Some(Node::Symlink(node)) => {
+            node.held = false;
+            Observed::Symlink { target: node.target.clone() }
+        }
+        Some(Node::Directory(_)) => return Observed::Directory,
+        None => Observed::Absent,
+    };
+    inodes.release(ino);
+    observed
+}
+
+/// Where a name stands.
+struct Place {
+    view: Option<ViewId>,
+    parent: Ino,
+    /// Length of its path inside the root, in bytes.
+    path_len: usize,
+    recorded: bool,
+}
+
+impl State {
+    /// The directory, if requests in it are still to be answered.
+    fn directory(&self, ino: Ino) -> Result<&DirectoryNode, AccessError> {
+        let node = match self.inodes.get(ino) {
+            Some(Node::Directory(node)) => node,
+            Some(_) => return Err(AccessError::NotADirectory),
+            None => return Err(AccessError::UnknownInode(ino.0)),
+        };
+        match node.view.map(|view| (view, self.views.get(&view))) {
+            Some((view, None)) => Err(AccessError::ViewDropped(view)),
+            Some((_, Some(View { failed: true, .. }))) => Err(AccessError::ViewFailed),
+            _ => Ok(node),
+        }
+    }
+
+    /// A name in `/action`: a view's number in decimal.
+    fn find_view(&mut self, name: &[u8]) -> Found {
+        let Some(view) = collections::parse_view_name(name) else { return Found::Absent };
+        let root = self.views.get(&view).map(|view| view.root);
+        root.and_then(|root| self.inodes.look_up(root)).map_or(Found::NotYet, Found::Entry)
+    }
+
+    /// A name in `/tree`: see [`collections::tree_name`].
+    fn find_tree(&mut self, name: &[u8]) -> Found {
+        let Some(digest) = collections::parse_tree_name(name) else {
+            return Found::Absent;
+        };
+        let node = DirectoryNode {
+            view: None,
+            parent: None,
+            name: Box::default(),
+            path_len: 0,
+            digest,
+            seen: None,
+        };
+        let ino = self.inodes.add(Node::Directory(node));
+        self.inodes.look_up(ino).map_or(Found::NotYet, Found::Entry)
+    }
+
+    /// What the contents say of a name, entered into the record.
+    fn find_child(
+        &mut self,
+        parent: Ino,
+        name: &[u8],
+        child: Option<Child<'_>>,
+        limits: RecordLimits,
+    ) -> Result<Found, AccessError> {
+        let target_len = match child {
+            Some(Child::Symlink(node)) => node.target.len(),
+            _ => 0,
+        };
+        let place = self.place(parent, name.len(), target_len, limits)?;
+        let seen = match child {
+            None => Seen::Absent,
+            Some(Child::File(node)) => {
+                let key = FileKey { digest: node.digest, executable: node.executable };
+                Seen::Inode(self.add_file(&place, key))
+            }
+            Some(Child::Directory(node)) => {
+                Seen::Inode(self.add_directory(&place, name, node.digest))
+            }
+            Some(Child::Symlink(node)) => {
+                Seen::Inode(self.inodes.add(Node::Symlink(SymlinkNode {
+                    view: place.view,
+                    target: node.target.clone(),
+                    held: place.recorded,
+                })))
+            }
+        };
+        if place.recorded
+            && let Some(record) = self.inodes.directory_mut(parent).and_then(|n| n.seen.as_mut())
+        {
+            record.names.insert(name.into(), seen);
+        }
+        Ok(self.found(seen))
+    }
+
+    /// Where a name stands that is seen for the first time, and whether there is room to record it.
+    /// Below a directory that is not recorded, nothing is.
+    fn place(
+        &mut self,
+        parent: Ino,
+        name_len: usize,
+        target_len: usize,
+        limits: RecordLimits,
+    ) -> Result<Place, AccessError> {
+        let directory = self.directory(parent)?;
+        let (view, path_len) = (directory.view, directory.path_len + 1 + name_len);
+        let mut recorded = directory.seen.is_some();
+        if let Some(view) = view.and_then(|view| self.views.get_mut(&view)) {
+            let bytes = path_len + target_len;
+            recorded = recorded && view.has_room(limits, bytes);
+            if recorded {
+                view.entries += 1;
+                view.path_bytes += bytes;
+            } else {
+                view.complete = false;
+            }
+        }
+        Ok(Place { view, parent, path_len, recorded })
+    }
+
+    fn add_file(&mut self, place: &Place, key: FileKey) -> Ino {
+        let viewer = place.view.map(|view| Viewer { view, directory: place.parent });
+        if place.recorded
+            && let Some(viewer) = viewer
+            && let Some(view) = self.views.get_mut(&viewer.view)
+        {
+            let copies = view.copies.entry(key).or_default();
+            let copy = *copies;
+            *copies += 1;
+            return self.inodes.shared_file(key, copy, viewer);
+        }
+        let viewers = viewer.into_iter().collect();
+        self.inodes.add(Node::File(FileNode { key, copy: None, viewers }))
+    }
+
+    fn add_directory(&mut self, place: &Place, name: &[u8], digest: Digest) -> Ino {
+        let ino = self.inodes.add(Node::Directory(DirectoryNode {
+            view: place.view,
+            parent: Some(place.parent),
+            name: name.into(),
+            path_len: place.path_len,
+            digest,
+            seen: place.recorded.then(SeenNames::default),
+        }));
+        if place.recorded
+            && let Some(view) = place.view.and_then(|view| self.views.get_mut(&view))
+        {
+            view.directories.push(ino);
+        }
+        ino
+    }
+
+    fn found(&mut self, seen: Seen) -> Found {
+        match seen {
+            Seen::Absent => Found::Absent,
+            Seen::Inode(ino) => self.inodes.look_up(ino).map_or(Found::NotYet, Found::Entry),
+        }
+    }
+
+    /// Notes that a directory is listed.
+    fn note_listing(&mut self, directory: Ino) {
+        let Some(node) = self.inodes.directory_mut(directory) else {
+            return;
+        };
+        match (&mut node.seen, node.view) {
+            (Some(seen), _) => seen.listed = true,
+            (None, Some(view)) => {
+                if let Some(view) = self.views.get_mut(&view) {
+                    view.complete = false;
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// The first up to two components of a directory's path.
+    fn hint(&self, mut directory: Ino) -> RelPath {
+        let mut outermost: [&[u8]; 2] = [&[], &[]];
+        while let Some(node) = self.inodes.directory(directory)
+            && let Some(parent) = node.parent
+        {
+            outermost = [&node.name, outermost[0]];
+            directory = parent;
+        }
+        let names = outermost.into_iter().filter_map(|name| Name::new(name).ok());
+        names.fold(RelPath::root(), |path, name| path.join(&name))
+    }
+
+    fn has_failed(&self, view: ViewId) -> bool {
+        self.views.get(&view).is_none_or(|view| view.failed)
+    }
+
+    fn is_given_up(&self, ino: Ino) -> bool {
+        match self.inodes.get(ino) {
+            Some(Node::Directory(node)) => node.view.is_some_and(|view| self.has_failed(view)),
+            Some(Node::Symlink(node)) => node.view.is_some_and(|view| self.has_failed(view)),
+            Some(Node::File(node)) => {
+                let of_a_shared_tree = node.copy.is_none() && node.viewers.is_empty();
+                !of_a_shared_tree && node.viewers.iter().all(|viewer| self.has_failed(viewer.view))
+            }
+            None => false,
+        }
+    }
+}
+
+impl Tree for Views {
+    fn lookup(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        contents: Option<&Directory>,
+    ) -> Result<Step<Found>, AccessError> {
+        let mut state = self.state.lock();
+        match parent {
+            Ino::ROOT => return Ok(Step::Done(collections::find(name))),
+            Ino::ACTIONS => return Ok(Step::Done(state.find_view(name))),
+            Ino::TREES => return Ok(Step::Done(state.find_tree(name))),
+            _ => {}
+        }
+        let directory = state.directory(parent)?;
+        if let Some(seen) = directory.seen.as_ref().and_then(|seen| seen.names.get(name).copied()) {
+            return Ok(Step::Done(state.found(seen)));
+        }
+        if name.len() > Name::MAX_BYTES {
+            return Err(AccessError::BadName);
+        }
+        let Some(contents) = contents else {
+            return Ok(Step::Need(directory.digest));
+        };
+        let found = state.find_child(parent, name, contents.get(name), self.limits)?;
+        Ok(Step::Done(found))
+    }
+
+    fn list(
+        &self,
+        directory: Ino,
+        contents: Option<&Directory>,
+        from: usize,
+        each: &mut dyn FnMut(Listed<'_>) -> Enough,
+    ) -> Result<Step<()>, AccessError> {
+        match directory {
+            Ino::ROOT => {
+                let kind = NodeKind::Directory;
+                let names = collections::NAMES.into_iter().enumerate().skip(from);
+                for (index, name) in names {
+                    if each(Listed { index, name, kind }) == Enough::Yes {
+                        break;
+                    }
+                }
+                return Ok(Step::Done(()));
+            }
+            Ino::ACTIONS | Ino::TREES => return Ok(Step::Done(())),
+            _ => {}
+        }
+        let mut state = self.state.lock();
+        let digest = state.directory(directory)?.digest;
+        let Some(contents) = contents else {
+            return Ok(Step::Need(digest));
+        };
+        state.note_listing(directory);
+        drop(state);
+        for (index, child) in contents.children().enumerate().skip(from) {
+            let kind = match child {
+                Child::File(_) => NodeKind::File,
+                Child::Directory(_) => NodeKind::Directory,
+                Child::Symlink(_) => NodeKind::Symlink,
+            };
+            if each(Listed { index, name: child.name().as_bytes(), kind }) == Enough::Yes {
+                break;
+            }
+        }
+        Ok(Step::Done(()))
+    }
+
+    fn attributes(&self, ino: Ino) -> Result<Attributes, AccessError> {
+        match ino {
+            Ino::ROOT => Ok(collections::attributes(ino, 0o555)),
+            Ino::ACTIONS | Ino::TREES => Ok(collections::attributes(ino, collections::UNLISTED)),
+            _ => self.state.lock().inodes.attributes(ino).ok_or(AccessError::UnknownInode(ino.0)),
+        }
+    }
+
+    fn link_target(&self, ino: Ino) -> Result<Bytes, AccessError> {
+        match self.state.lock().inodes.get(ino) {
+            Some(Node::Symlink(node)) => Ok(node.target.clone()),
+            Some(_) => Err(AccessError::NotASymlink),
+            None => Err(AccessError::UnknownInode(ino.0)),
+        }
+    }
+
+    fn file(&self, ino: Ino) -> Result<FileKey, AccessError> {
+        let state = self.state.lock();
+        match state.inodes.get(ino) {
+            Some(Node::File(_)) if state.is_given_up(ino) => Err(AccessError::ViewFailed),
+            Some(Node::File(node)) => Ok(node.key),
+            Some(_) => Err(AccessError::IsADirectory),
+            None => Err(AccessError::UnknownInode(ino.0)),
+        }
+    }
+
+    fn context(&self, ino: Ino) -> Context {
+        let state = self.state.lock();
+        match state.inodes.get(ino) {
+            Some(Node::Directory(node)) => {
+                Context { views: node.view.into_iter().collect(), hint: state.hint(ino) }
+            }
+            Some(Node::File(node)) => Context {
+                views: node.viewers.iter().map(|viewer| viewer.view).collect(),
+                hint: node
+                    .viewers
+                    .first()
+                    .map(|viewer| state.hint(viewer.directory))
+                    .unwrap_or_default(),
+            },
+            Some(Node::Symlink(_)) | None => Context::default(),
+        }
+    }
+
+    fn affected(&self, key: &BlobKey, waiting: &[Ino]) -> Vec<ViewId> {
+        let state = self.state.lock();
+        let mut views: Vec<ViewId> = Vec::new();
+        for ino in waiting {
+            match state.inodes.get(*ino) {
+                Some(Node::Directory(node)) => views.extend(node.view),
+                Some(Node::File(node)) => {
+                    views.extend(node.viewers.iter().map(|viewer| viewer.view))
+                }
+                Some(Node::Symlink(_)) | None => {}
+            }
+        }
+        if let BlobKind::File { executable } = key.kind {
+            let file = FileKey { digest: key.digest, executable };
+            let sharing = state.inodes.shared_files(file).flat_map(|node| &node.viewers);
+            views.extend(sharing.map(|viewer| viewer.view));
+        }
+        views.sort_unstable();
+        views.dedup();
+        views
+    }
+
+    fn is_given_up(&self, ino: Ino) -> bool {
+        self.state.lock().is_given_up(ino)
+    }
+
+    fn forget(&self, ino: Ino, lookups: u64) {
+        self.state.lock().inodes.forget(ino, lookups);
+    }
+}

@@ -1,0 +1,238 @@
+//! `Fetcher` over contents that come when the test says so, or never.
+#![allow(clippy::unwrap_used, reason = "a test program")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use distbuild_fs::contents::{BlobKey, BlobKind, Contents, Done, Want, WantError};
+use distbuild_fs::fetch::{Blob, FetchConfig, Fetcher};
+use distbuild_fs::tree::{Found, Step};
+use distbuild_fs::{Ino, RecordLimits, Tree, ViewId, Views};
+use distbuild_proto::{Digest, DigestFunction, Directory};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// Keeps what is wanted until the test answers.
+#[derive(Default)]
+struct Scripted {
+    wants: Mutex<Vec<(Want, Done)>>,
+    failures: Mutex<Vec<(Digest, WantError)>>,
+}
+
+impl Contents for Scripted {
+    fn want(&self, want: Want, done: Done) {
+        self.wants.lock().unwrap().push((want, done));
+    }
+
+    fn read_failed(&self, digest: Digest, _: Vec<ViewId>, why: &WantError) {
+        self.failures.lock().unwrap().push((digest, why.clone()));
+    }
+}
+
+impl Scripted {
+    fn answer(&self, result: Result<(), WantError>) {
+        let (_, done) = self.wants.lock().unwrap().pop().unwrap();
+        done(result);
+    }
+
+    fn asked(&self) -> usize {
+        self.wants.lock().unwrap().len()
+    }
+}
+
+type Answer = Result<Blob, WantError>;
+
+struct Bench {
+    store: TempDir,
+    contents: Arc<Scripted>,
+    views: Arc<Views>,
+    fetcher: Fetcher,
+    answers: (Sender<Answer>, Receiver<Answer>),
+}
+
+impl Bench {
+    fn new(deadline: Duration, max_pending: usize) -> Self {
+        let store = tempfile::tempdir().unwrap();
+        let contents = Arc::new(Scripted::default());
+        let views = Arc::new(Views::new(RecordLimits::default()));
+        let config = FetchConfig {
+            store: store.path().to_owned(),
+            deadline,
+            threads: 2,
+            max_pending,
+            open_files: 2,
+            directory_cache_bytes: 1 << 20,
+        };
+        let tree: Arc<dyn Tree> = views.clone();
+        let fetcher = Fetcher::new(config, tree, contents.clone()).unwrap();
+        Self { store, contents, views, fetcher, answers: channel() }
+    }
+
+    fn want(&self, key: BlobKey, ino: Ino) {
+        let sender = self.answers.0.clone();
+        self.fetcher.want(key, ino, Box::new(move |blob| sender.send(blob).unwrap()));
+    }
+
+    fn answer(&self) -> Answer {
+        self.answers.1.recv_timeout(PATIENCE).expect("a waiter is not called")
+    }
+
+    fn put(&self, data: &[u8]) -> BlobKey {
+        put(self.store.path(), data, BlobKind::File { executable: false })
+    }
+}
+
+fn put(store: &Path, data: &[u8], kind: BlobKind) -> BlobKey {
+    let key = BlobKey { digest: DigestFunction::Sha256.digest(data), kind };
+    let path = key.path(store);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, data).unwrap();
+    key
+}
+
+#[test]
+fn many_waiters_ask_once_and_all_are_answered() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"data");
+    for ino in 0..5 {
+        bench.want(key, Ino(ino));
+    }
+    assert_eq!((bench.contents.asked(), bench.fetcher.pending_count()), (1, 1));
+    bench.contents.answer(Ok(()));
+    for _ in 0..5 {
+        assert!(matches!(bench.answer(), Ok(Blob::File(_))));
+    }
+    assert!(bench.fetcher.cached_file(&key).is_some());
+    assert_eq!(bench.fetcher.pending_count(), 0);
+}
+
+#[test]
+fn a_failure_is_reported_once_and_asked_for_anew_afterwards() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"data");
+    let refused = WantError::Refused("no".into());
+    bench.want(key, Ino(1));
+    bench.want(key, Ino(2));
+    bench.contents.answer(Err(refused.clone()));
+    for _ in 0..2 {
+        assert_eq!(bench.answer().unwrap_err(), refused);
+    }
+    assert_eq!(*bench.contents.failures.lock().unwrap(), [(key.digest, refused)]);
+    bench.want(key, Ino(1));
+    bench.contents.answer(Ok(()));
+    assert!(bench.answer().is_ok());
+}
+
+#[test]
+fn a_late_answer_does_not_meet_the_next_request() {
+    let bench = Bench::new(Duration::from_millis(20), 10);
+    let key = bench.put(b"data");
+    bench.want(key, Ino(1));
+    assert_eq!(bench.answer().unwrap_err(), WantError::Deadline(20));
+    let (_, late) = bench.contents.wants.lock().unwrap().pop().unwrap();
+    late(Ok(()));
+    assert!(bench.fetcher.cached_file(&key).is_none());
+    assert_eq!(bench.fetcher.pending_count(), 0);
+}
+
+#[test]
+fn more_than_the_limit_is_refused_and_not_queued() {
+    let bench = Bench::new(NEVER, 1);
+    let (first, second) = (bench.put(b"1"), bench.put(b"2"));
+    bench.want(first, Ino(1));
+    bench.want(second, Ino(2));
+    assert_eq!(bench.answer().unwrap_err(), WantError::Busy(1));
+    assert_eq!(bench.contents.asked(), 1);
+}
+
+#[test]
+fn what_is_pending_fails_when_the_fetcher_ends() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"data");
+    bench.want(key, Ino(1));
+    let Bench { fetcher, answers, .. } = bench;
+    drop(fetcher);
+    assert_eq!(answers.1.recv_timeout(PATIENCE).unwrap().unwrap_err(), WantError::Gone);
+}
+
+#[test]
+fn only_requests_of_views_that_failed_are_given_up_and_that_is_no_failure() {
+    let bench = Bench::new(NEVER, 10);
+    let directory = put(bench.store.path(), b"", BlobKind::Directory);
+    for view in 1..=2 {
+        bench.views.add(ViewId(view), directory.digest).unwrap();
+    }
+    for name in [b"1", b"2"] {
+        bench.want(directory, root_of(&bench.views, name));
+    }
+    bench.views.fail(ViewId(1));
+    bench.fetcher.give_up();
+    assert_eq!(bench.answer().unwrap_err(), WantError::GivenUp);
+    bench.contents.answer(Ok(()));
+    match bench.answer() {
+        Ok(Blob::Directory(found)) => assert_eq!(*found, Directory::default()),
+        other => panic!("not a directory: {other:?}"),
+    }
+    assert!(bench.contents.failures.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_view_that_comes_to_wait_is_announced_once() {
+    let bench = Bench::new(NEVER, 10);
+    let directory = put(bench.store.path(), b"", BlobKind::Directory);
+    for view in 1..=2 {
+        bench.views.add(ViewId(view), directory.digest).unwrap();
+    }
+    for name in [&b"1"[..], b"2", b"2"] {
+        bench.want(directory, root_of(&bench.views, name));
+    }
+    let asked: Vec<_> = bench
+        .contents
+        .wants
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(want, _)| want.context.views.clone())
+        .collect();
+    assert_eq!(asked, [[ViewId(1)], [ViewId(2)]]);
+    bench.contents.answer(Ok(()));
+    for _ in 0..3 {
+        assert!(bench.answer().is_ok());
+    }
+    bench.contents.answer(Err(WantError::Refused("the second answer".into())));
+    assert!(bench.contents.failures.lock().unwrap().is_empty());
+}
+
+fn root_of(views: &Views, name: &[u8]) -> Ino {
+    match views.lookup(Ino::ACTIONS, name, None) {
+        Ok(Step::Done(Found::Entry(found))) => found.ino,
+        other => panic!("no view: {other:?}"),
+    }
+}
+
+#[test]
+fn open_files_are_bounded_and_the_oldest_go_first() {
+    let bench = Bench::new(NEVER, 10);
+    let keys = [b"1", b"2", b"3"].map(|data| bench.put(data));
+    for key in keys {
+        bench.want(key, Ino(1));
+        bench.contents.answer(Ok(()));
+        bench.answer().unwrap();
+    }
+    let open = keys.map(|key| bench.fetcher.cached_file(&key).is_some());
+    assert_eq!(open, [false, true, true]);
+}
+
+#[test]
+fn a_directory_that_is_none_is_damaged() {
+    let bench = Bench::new(NEVER, 10);
+    let key = put(bench.store.path(), b"\xff\xff", BlobKind::Directory);
+    bench.want(key, Ino(1));
+    bench.contents.answer(Ok(()));
+    assert!(matches!(bench.answer(), Err(WantError::Damaged(_))));
+}
