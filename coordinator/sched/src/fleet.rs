@@ -1,0 +1,352 @@
+//! The workers: pools of equal properties, the selectors that match them, and who has room.
+//!
+//! A question about room costs O(pools the selector matches × log workers); pools are few, since
+//! workers of one kind offer equal properties. A worker that drains, or is kept free for one
+//! request, is in no index: it is never found, only asked for by slot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::event::NoWorkerReason;
+use crate::graph::Need;
+use crate::ids::{AttemptId, SelectorId, StoreId, WorkerId};
+use crate::job::NONE;
+use crate::resources::Resources;
+use crate::room::RoomIndex;
+use crate::slab::Slab;
+
+type Properties = BTreeMap<String, String>;
+
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) store: StoreId,
+    pub(crate) pool: u32,
+    pub(crate) capacity: Resources,
+    pub(crate) free: Resources,
+    pub(crate) draining: bool,
+    /// The shape this worker is kept free for.
+    pub(crate) reserved_for: Option<u32>,
+    pub(crate) attempts: BTreeSet<AttemptId>,
+    /// Executions (by queue number and slot) that wait for this worker's locality.
+    pub(crate) line: BTreeSet<(u64, u32)>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    properties: Properties,
+    members: BTreeSet<u32>,
+    /// Distinct capacities of members that take jobs, with their number.
+    capacities: BTreeMap<Resources, u32>,
+    root: u32,
+}
+
+#[derive(Debug, Default)]
+struct Selector {
+    properties: Properties,
+    pools: BTreeSet<u32>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Fleet {
+    pub(crate) workers: Slab<Worker>,
+    slots: BTreeMap<WorkerId, u32>,
+    stores: BTreeMap<StoreId, u32>,
+    pools: Slab<Pool>,
+    pool_ids: BTreeMap<Properties, u32>,
+    selectors: BTreeMap<SelectorId, Selector>,
+    rooms: RoomIndex,
+    /// Workers kept free for one request.
+    pub(crate) reserved: u32,
+    /// Free resources of the workers that take jobs.
+    pub(crate) free: Resources,
+}
+
+impl Fleet {
+    /// Adds a worker; `None` if the session is known.
+    pub(crate) fn join(
+        &mut self,
+        id: WorkerId,
+        store: StoreId,
+        properties: Properties,
+        capacity: Resources,
+        draining: bool,
+    ) -> Option<u32> {
+        if self.slots.contains_key(&id) {
+            return None;
+        }
+        let pool = self.pool(properties);
+        let slot = self.workers.insert(Worker {
+            id,
+            store,
+            pool,
+            capacity,
+            free: capacity,
+            draining,
+            reserved_for: None,
+            attempts: BTreeSet::new(),
+            line: BTreeSet::new(),
+        });
+        self.slots.insert(id, slot);
+        self.stores.insert(store, slot);
+        self.pools[pool].members.insert(slot);
+        if !draining {
+            self.open(slot);
+        }
+        Some(slot)
+    }
+
+    /// Takes a worker out.
+    pub(crate) fn leave(&mut self, slot: u32) -> Option<Worker> {
+        self.drain(slot);
+        let worker = self.workers.remove(slot)?;
+        self.slots.remove(&worker.id);
+        if self.stores.get(&worker.store) == Some(&slot) {
+            self.stores.remove(&worker.store);
+        }
+        let pool = &mut self.pools[worker.pool];
+        pool.members.remove(&slot);
+        if pool.members.is_empty()
+            && let Some(pool) = self.pools.remove(worker.pool)
+        {
+            self.pool_ids.remove(&pool.properties);
+            for selector in self.selectors.values_mut() {
+                selector.pools.remove(&worker.pool);
+            }
+        }
+        Some(worker)
+    }
+
+    /// Makes a worker take no more jobs. It must not be reserved.
+    pub(crate) fn drain(&mut self, slot: u32) {
+        let worker = &self.workers[slot];
+        if worker.draining {
+            return;
+        }
+        let (capacity, free) = (worker.capacity, worker.free);
+        let pool = &mut self.pools[worker.pool];
+        self.rooms.remove(&mut pool.root, slot);
+        if let Some(count) = pool.capacities.get_mut(&capacity) {
+            *count -= 1;
+            if *count == 0 {
+                pool.capacities.remove(&capacity);
+            }
+        }
+        self.free = self.free.minus(free).unwrap_or_default();
+        self.workers[slot].draining = true;
+    }
+
+    fn open(&mut self, slot: u32) {
+        let worker = &self.workers[slot];
+        let pool = &mut self.pools[worker.pool];
+        *pool.capacities.entry(worker.capacity).or_default() += 1;
+        self.rooms
+            .insert(&mut pool.root, slot, worker.id, worker.free);
+        self.free = self.free.plus(worker.free);
+    }
+
+    fn pool(&mut self, properties: Properties) -> u32 {
+        if let Some(&pool) = self.pool_ids.get(&properties) {
+            return pool;
+        }
+        let pool = self.pools.insert(Pool {
+            properties: properties.clone(),
+            members: BTreeSet::new(),
+            capacities: BTreeMap::new(),
+            root: NONE,
+        });
+        for selector in self.selectors.values_mut() {
+            if includes(&properties, &selector.properties) {
+                selector.pools.insert(pool);
+            }
+        }
+        self.pool_ids.insert(properties, pool);
+        pool
+    }
+
+    pub(crate) fn define(&mut self, id: SelectorId, properties: Properties) {
+        let matching = |(_, pool): &(u32, &Pool)| includes(&pool.properties, &properties);
+        let pools = self
+            .pools
+            .iter()
+            .filter(matching)
+            .map(|(id, _)| id)
+            .collect();
+        self.selectors.insert(id, Selector { properties, pools });
+    }
+
+    pub(crate) fn slot(&self, id: WorkerId) -> Option<u32> {
+        self.slots.get(&id).copied()
+    }
+
+    pub(crate) fn slot_of_store(&self, store: StoreId) -> Option<u32> {
+        self.stores.get(&store).copied()
+    }
+
+    pub(crate) fn matches(&self, selector: SelectorId, slot: u32) -> bool {
+        let selector = self.selectors.get(&selector);
+        selector.is_some_and(|selector| selector.pools.contains(&self.workers[slot].pool))
+    }
+
+    /// Whether a worker could take `need` now.
+    pub(crate) fn has_room(&self, slot: u32, need: Need) -> bool {
+        self.rooms.holds(slot)
+            && need.resources.fits(self.workers[slot].free)
+            && self.matches(need.selector, slot)
+    }
+
+    /// Whether a worker could take `need` if it ran nothing else.
+    pub(crate) fn could_take(&self, slot: u32, need: Need) -> bool {
+        let worker = &self.workers[slot];
+        !worker.draining
+            && need.resources.fits(worker.capacity)
+            && self.matches(need.selector, slot)
+    }
+
+    /// The worker with the most free cores that could take `need` now, except `avoid`.
+    pub(crate) fn roomiest(&mut self, need: Need, avoid: Option<u32>) -> Option<u32> {
+        let avoid = avoid.filter(|slot| self.rooms.holds(*slot));
+        if let Some(slot) = avoid {
+            self.rooms
+                .remove(&mut self.pools[self.workers[slot].pool].root, slot);
+        }
+        let pools = self
+            .selectors
+            .get(&need.selector)
+            .map(|selector| &selector.pools);
+        let found = pools
+            .into_iter()
+            .flatten()
+            .filter_map(|pool| self.rooms.roomiest(self.pools[*pool].root, need.resources))
+            .max();
+        if let Some(slot) = avoid {
+            let worker = &self.workers[slot];
+            let root = &mut self.pools[worker.pool].root;
+            self.rooms.insert(root, slot, worker.id, worker.free);
+        }
+        found.map(|(_, slot)| slot)
+    }
+
+    /// Why no online worker could ever take `need`; `None` if some could.
+    pub(crate) fn why_not(&self, need: Need) -> Option<NoWorkerReason> {
+        let pools = self
+            .selectors
+            .get(&need.selector)
+            .map(|selector| &selector.pools);
+        let mut reason = NoWorkerReason::NoMatch;
+        for pool in pools.into_iter().flatten() {
+            for capacity in self.pools[*pool].capacities.keys() {
+                if need.resources.fits(*capacity) {
+                    return None;
+                }
+                reason = NoWorkerReason::TooBig;
+            }
+        }
+        Some(reason)
+    }
+
+    /// Members of every pool that a selector matches, by slot within a pool.
+    pub(crate) fn matching(&self, selector: SelectorId) -> impl Iterator<Item = u32> {
+        let pools = self
+            .selectors
+            .get(&selector)
+            .map(|selector| &selector.pools);
+        pools
+            .into_iter()
+            .flatten()
+            .flat_map(|pool| &self.pools[*pool].members)
+            .copied()
+    }
+
+    /// Takes resources for an attempt. The caller knows that they fit.
+    pub(crate) fn take(&mut self, slot: u32, attempt: AttemptId, resources: Resources) {
+        let worker = &mut self.workers[slot];
+        worker.attempts.insert(attempt);
+        let left = worker.free.minus(resources).unwrap_or_default();
+        self.set_free(slot, left);
+    }
+
+    /// Gives an attempt's resources back.
+    pub(crate) fn give(&mut self, slot: u32, attempt: AttemptId, resources: Resources) {
+        let worker = &mut self.workers[slot];
+        worker.attempts.remove(&attempt);
+        let left = worker.free.plus(resources);
+        self.set_free(slot, left);
+    }
+
+    fn set_free(&mut self, slot: u32, free: Resources) {
+        let worker = &mut self.workers[slot];
+        let before = std::mem::replace(&mut worker.free, free);
+        if worker.draining {
+            return;
+        }
+        self.free = self.free.minus(before).unwrap_or_default().plus(free);
+        if self.rooms.holds(slot) {
+            let root = &mut self.pools[worker.pool].root;
+            self.rooms.remove(root, slot);
+            self.rooms.insert(root, slot, worker.id, free);
+        }
+    }
+
+    /// Keeps a worker free for a shape, or stops doing so.
+    pub(crate) fn reserve(&mut self, slot: u32, shape: Option<u32>) {
+        let worker = &mut self.workers[slot];
+        let before = std::mem::replace(&mut worker.reserved_for, shape);
+        let root = &mut self.pools[worker.pool].root;
+        match (before, shape) {
+            (None, Some(_)) => {
+                self.reserved += 1;
+                self.rooms.remove(root, slot);
+            }
+            (Some(_), None) => {
+                self.reserved -= 1;
+                if !worker.draining {
+                    self.rooms.insert(root, slot, worker.id, worker.free);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Recomputes what is kept incrementally.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let mut free = Resources::default();
+        let mut reserved = 0;
+        for (slot, worker) in self.workers.iter() {
+            let indexed = !worker.draining && worker.reserved_for.is_none();
+            if self.rooms.holds(slot) != indexed {
+                return Err(format!(
+                    "worker {:?} is wrongly (not) in the room index",
+                    worker.id
+                ));
+            }
+            if self.slots.get(&worker.id) != Some(&slot) {
+                return Err(format!("worker {:?} has no slot", worker.id));
+            }
+            if !worker.draining {
+                free = free.plus(worker.free);
+            }
+            reserved += u32::from(worker.reserved_for.is_some());
+        }
+        if (free, reserved) != (self.free, self.reserved) {
+            return Err(format!(
+                "free {} or reserved {} is wrong",
+                self.free, self.reserved
+            ));
+        }
+        for selector in self.selectors.values() {
+            for (id, pool) in self.pools.iter() {
+                let matches = includes(&pool.properties, &selector.properties);
+                if selector.pools.contains(&id) != matches {
+                    return Err(format!("pool {id} is wrongly (not) matched"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn includes(offered: &Properties, asked: &Properties) -> bool {
+    asked
+        .iter()
+        .all(|(name, value)| offered.get(name) == Some(value))
+}

@@ -1,0 +1,10 @@
+//! Tests of the whole scheduler, in the order of a job's life, and by simulation.
+
+mod ending;
+mod fairness;
+mod lifecycle;
+mod placement;
+mod random;
+mod remake;
+mod rig;
+mod simulation;
