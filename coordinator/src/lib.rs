@@ -1,1 +1,143 @@
 //! The coordinator: gRPC services, durable state, driver of the scheduler.
+//!
+//! A build comes in through [`services`], is validated and looked up there, and is then driven by the
+//! [`core`]: one task that owns the pure scheduler and performs its effects. Bytes never pass through
+//! the core: [`relay`] carries them between lenders and readers.
+
+mod config;
+mod core;
+mod event_log;
+mod locator;
+mod metadata;
+mod pools;
+mod relay;
+mod services;
+mod state;
+
+use std::sync::Arc;
+
+use distbuild_cas::{DiskStore, StoreConfig};
+use distbuild_proto::Address;
+use distbuild_proto::transport::{Listener, MAX_MESSAGE_BYTES, server};
+use distbuild_proto::wire::blobs_server::BlobsServer;
+use distbuild_proto::wire::builds_server::BuildsServer;
+use distbuild_proto::wire::workers_server::WorkersServer;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, Limits};
+pub use state::StateError;
+
+use crate::core::{Handle, Message, Shared};
+use crate::services::blobs::BlobsService;
+use crate::services::builds::BuildsService;
+use crate::services::workers::WorkersService;
+
+/// A running coordinator. Dropping it stops serving at once; [`Self::shutdown`] is the clean way.
+#[derive(Debug)]
+pub struct Coordinator {
+    address: Address,
+    core: Handle,
+    stop: CancellationToken,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Coordinator {
+    /// Opens the state and serves.
+    ///
+    /// # Errors
+    /// The state directory or the address cannot be used.
+    pub async fn start(config: Config) -> Result<Self, CoordinatorError> {
+        let unusable = |source| CoordinatorError::StateDirectory {
+            path: config.state.display().to_string(),
+            source,
+        };
+        std::fs::create_dir_all(&config.state).map_err(unusable)?;
+        let limits = Arc::new(config.limits);
+        let store = StoreConfig {
+            max_bytes: limits.max_store_bytes,
+            ..StoreConfig::new(config.state.join("coordinator-store"))
+        };
+        let shared = Shared {
+            state: state::State::open(&config.state.join("state.db"))?,
+            relay: relay::Relay::default(),
+            metadata: metadata::Metadata::new(limits.max_metadata_bytes),
+            store: DiskStore::open(store)?,
+            limits,
+        };
+        let listener = Listener::bind(&config.listen).await.map_err(|source| {
+            CoordinatorError::Listen { address: config.listen.to_string(), source }
+        })?;
+        let address = listener.address().clone();
+        let (core, _task) = core::start(shared.clone()).await?;
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, core.clone(), shared, stop.clone()));
+        Ok(Self { address, core, stop, server })
+    }
+
+    /// Where it is reached; a port 0 has become the port that the system chose.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Cancels the builds that run, tells their clients, and stops serving.
+    pub async fn shutdown(mut self) {
+        let ended = self.core.ask(|reply| Message::Shutdown { reply });
+        if tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
+            tracing::warn!("builds did not end in time, shutting down without them");
+        }
+        self.stop.cancel();
+        let _ = tokio::time::timeout(SHUTDOWN, &mut self.server).await;
+    }
+}
+
+/// How long builds, and then connections, may take to end.
+const SHUTDOWN: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.server.abort();
+    }
+}
+
+async fn serve(listener: Listener, core: Handle, shared: Shared, stop: CancellationToken) {
+    let builds = BuildsService { core: core.clone(), shared: shared.clone() };
+    let blobs = BlobsService { core: core.clone(), shared };
+    let workers = WorkersService { core };
+    let served = server()
+        .add_service(BuildsServer::new(builds).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(BlobsServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(WorkersServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .serve_with_incoming_shutdown(listener, stop.cancelled())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the server failed");
+    }
+}
+
+/// Why a coordinator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The state directory cannot be made.
+    #[error("failed to use state directory {path}: {source}")]
+    StateDirectory {
+        /// The directory.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address cannot be listened on.
+    #[error("failed to listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The state database cannot be opened.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The blob store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] distbuild_cas::StoreError),
+}

@@ -1,0 +1,70 @@
+//! Every limit of the coordinator, by name, with its default.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use distbuild_proto::Address;
+
+/// How a coordinator runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients and workers reach it.
+    pub listen: Address,
+    /// Directory for the state database and the coordinator's own blobs; made if missing.
+    pub state: PathBuf,
+    /// The limits.
+    pub limits: Limits,
+}
+
+/// Limits and waits.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Silence after which a worker's session ends. Default 30 s.
+    pub lease: Duration,
+    /// How long a worker whose connection broke may take to come back. Default 5 s.
+    pub reconnect: Duration,
+    /// How long a submission waits while no worker has ever registered. Default 10 min.
+    pub first_worker: Duration,
+    /// How long a worker may take to say whether it holds trees; then they count as missing.
+    /// Default 10 s.
+    pub tree_check: Duration,
+    /// Directories of the sources of all running builds, in memory. Default 2 GiB.
+    pub max_metadata_bytes: u64,
+    /// Blobs in the coordinator's own store (`--upload`). Default 20 GiB.
+    pub max_store_bytes: u64,
+    /// Source blobs whose holders are remembered. Default 500 000.
+    pub max_located: usize,
+    /// How long one worker may take to fetch a blob from a client before another may. Default 10 s,
+    /// and longer for large blobs.
+    pub grant: Duration,
+    /// Builds at a time. Default 1000.
+    pub max_builds: usize,
+    /// Messages for one worker that wait, while it is connected and while it is not. Default 4096.
+    pub max_worker_backlog: usize,
+    /// Time limit of a job that names none. Default 1 h.
+    pub job_timeout: Duration,
+    /// Longest time limit that a job may name. Default 24 h.
+    pub max_job_timeout: Duration,
+    /// The scheduler's own.
+    pub scheduler: distbuild_sched::Config,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            reconnect: Duration::from_secs(5),
+            first_worker: Duration::from_secs(600),
+            tree_check: Duration::from_secs(10),
+            max_metadata_bytes: 2 << 30,
+            max_store_bytes: 20 << 30,
+            max_located: 500_000,
+            grant: Duration::from_secs(10),
+            max_builds: 1000,
+            max_worker_backlog: 4096,
+            job_timeout: Duration::from_secs(3600),
+            max_job_timeout: Duration::from_secs(24 * 3600),
+            scheduler: distbuild_sched::Config::default(),
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Attempts: one execution of one job on one worker, from assignment to recorded result.
+
+use std::sync::Arc;
+
+use distbuild_proto::wire::build_event::Body;
+use distbuild_proto::wire::to_worker;
+use distbuild_proto::{Digest, wire};
+use distbuild_sched as sched;
+use distbuild_sched::{AttemptId, JobRef};
+
+use super::builds::{number, output_root};
+use super::{Core, Message};
+use crate::event_log::unix_ms;
+use crate::locator::Session as SessionId;
+use crate::state::{JobLink, Recorded};
+
+/// An attempt under way.
+pub(super) struct Attempt {
+    pub(super) job: JobRef,
+    number: u32,
+    session: SessionId,
+    worker: String,
+    queued_ms: u64,
+    /// The worker's report, while the result is being recorded.
+    report: Option<wire::AttemptEnded>,
+}
+
+/// How an attempt ended, for the effects that name it.
+#[derive(Clone)]
+pub(super) struct Ended {
+    pub(super) result: Option<Arc<wire::JobResult>>,
+    pub(super) reason: String,
+}
+
+impl Core {
+    /// Sends a job to a worker.
+    pub(super) fn assign(
+        &mut self,
+        id: AttemptId,
+        number: u32,
+        job: JobRef,
+        worker: sched::WorkerId,
+        resources: sched::Resources,
+    ) {
+        let now_ms = self.now_ms();
+        let Some((session, entry)) = self.sessions.of_worker(worker) else {
+            return;
+        };
+        let (worker_name, store) = (entry.name.clone(), entry.store);
+        let Some(build) = self.builds.get(&job.build) else {
+            return;
+        };
+        let Some(prepared) = build.job(job).prepared.clone() else {
+            return;
+        };
+        let spec = &build.graph.jobs()[job.index as usize];
+        let roots: Vec<Option<Digest>> =
+            spec.deps().iter().map(|dep| build.jobs[dep.get()].output_root).collect();
+        let deps = roots.into_iter().map(|root| self.tree_hint(root, session, store)).collect();
+        let build = &self.builds[&job.build];
+        let mut action = prepared.action.to_wire();
+        action.resources = Some(wire::Resources {
+            milli_cores: resources.milli_cores,
+            memory_bytes: resources.memory_bytes,
+        });
+        if action.timeout_ms == 0 {
+            let default = self.shared.limits.job_timeout.as_millis();
+            action.timeout_ms = u64::try_from(default).unwrap_or(u64::MAX);
+        }
+        let assign = wire::Assign {
+            attempt: id.0,
+            job_name: spec.name().to_owned(),
+            action: Some(action),
+            directories: prepared.directories.clone(),
+            deps,
+            digest_function: build.function as i32,
+            build_ids: vec![build.public_id.clone()],
+        };
+        let queued_ms = now_ms.saturating_sub(build.job(job).queued_ms);
+        build.events.append(Body::AttemptStarted(wire::AttemptStarted {
+            job: build.client_number(job),
+            number,
+            worker: worker_name.clone(),
+        }));
+        let attempt =
+            Attempt { job, number, session, worker: worker_name, queued_ms, report: None };
+        self.attempts.insert(id, attempt);
+        if let Some(entry) = self.sessions.get_mut(session) {
+            entry.running.insert(id);
+        }
+        self.send_to(session, to_worker::Body::Assign(assign));
+    }
+
+    /// Who holds a dependency's outputs.
+    fn tree_hint(
+        &self,
+        root: Option<Digest>,
+        session: SessionId,
+        store: sched::StoreId,
+    ) -> wire::TreeHint {
+        let Some(root) = root else {
+            return wire::TreeHint::default();
+        };
+        let local = self.trees.get(&root).is_some_and(|entry| entry.stores.contains(&store));
+        let addresses = self
+            .sessions_with(&root)
+            .into_iter()
+            .filter(|holder| *holder != session)
+            .filter_map(|holder| self.sessions.get(holder))
+            .map(|holder| holder.peer_address.clone())
+            .filter(|address| !address.is_empty())
+            .take(4)
+            .collect();
+        wire::TreeHint { root: Some(root.into()), peer_addresses: addresses, local }
+    }
+
+    pub(super) fn cancel_attempt(&mut self, attempt: AttemptId) {
+        if let Some(session) = self.attempts.get(&attempt).map(|attempt| attempt.session) {
+            let cancel = wire::CancelAttempt { attempt: attempt.0 };
+            self.send_to(session, to_worker::Body::CancelAttempt(cancel));
+        }
+    }
+
+    pub(super) fn attempt_begun(&mut self, session: SessionId, begun: &wire::AttemptBegun) {
+        let attempt = AttemptId(begun.attempt);
+        if self.attempts.get(&attempt).is_some_and(|known| known.session == session) {
+            self.scheduler.handle(self.now(), sched::Event::AttemptStarted { attempt });
+        }
+    }
+
+    pub(super) fn attempt_output(&mut self, session: SessionId, output: wire::AttemptOutput) {
+        let Some(attempt) = self.attempts.get(&AttemptId(output.attempt)) else {
+            return;
+        };
+        if attempt.session != session {
+            return;
+        }
+        let Some(build) = self.builds.get(&attempt.job.build) else {
+            return;
+        };
+        build.events.append(Body::Output(wire::OutputPiece {
+            job: build.client_number(attempt.job),
+            attempt: attempt.number,
+            stderr: output.stderr,
+            data: output.data,
+        }));
+    }
+
+    /// A worker reports the end of an attempt. One that is not known (any more) is acknowledged, so
+    /// that the worker forgets it: its lease was lost, the job has gone elsewhere.
+    pub(super) fn attempt_ended(&mut self, session: SessionId, ended: wire::AttemptEnded) {
+        let id = AttemptId(ended.attempt);
+        let known = self.attempts.get_mut(&id).filter(|attempt| attempt.session == session);
+        let Some(attempt) = known else {
+            let acknowledge = wire::AcknowledgeAttempt { attempt: ended.attempt };
+            return self.send_to(session, to_worker::Body::Acknowledge(acknowledge));
+        };
+        if attempt.report.is_some() {
+            return;
+        }
+        let job = attempt.job;
+        let succeeded = ended.end() == wire::AttemptEnd::AttemptSucceeded;
+        attempt.report = Some(ended);
+        if !(succeeded && self.record_success(id, job)) {
+            self.conclude(id);
+        }
+    }
+
+    /// Writes a successful result down, durable before anybody hears of it. False: it is none to be
+    /// kept.
+    fn record_success(&mut self, id: AttemptId, job: JobRef) -> bool {
+        let Some(attempt) = self.attempts.get(&id) else {
+            return false;
+        };
+        let Some(report) = &attempt.report else {
+            return false;
+        };
+        let Some(result) = report.result.clone() else {
+            return false;
+        };
+        let Some(build) = self.builds.get(&job.build) else {
+            return false;
+        };
+        let Some(prepared) = &build.job(job).prepared else {
+            return false;
+        };
+        let Some(session) = self.sessions.get(attempt.session) else {
+            return false;
+        };
+        if !build.graph.jobs()[job.index as usize].cache() {
+            return false;
+        }
+        let recorded =
+            Recorded { action_key: prepared.key, result, holder: session.store_name.clone() };
+        let link = self.job_link(job, prepared.key, prepared.action.input_root);
+        let state = self.shared.state.clone();
+        self.spawn_message(async move {
+            let links = link.into_iter().collect();
+            let written = state.record(Some(recorded), links, unix_ms()).await;
+            Message::Recorded { attempt: id, error: written.err().map(|error| error.to_string()) }
+        });
+        true
+    }
+
+    /// Ties a job to its action in the cache.
+    pub(super) fn job_link(
+        &self,
+        job: JobRef,
+        action_key: [u8; 32],
+        input_root: Digest,
+    ) -> Option<JobLink> {
+        let build = self.builds.get(&job.build)?;
+        let index = job.index as usize;
+        Some(JobLink {
+            job_key: build.keys[index].map(|key| *key.as_bytes()),
+            action_key,
+            job_id: *build.ids[index].as_bytes(),
+            name: build.graph.jobs()[index].name().to_owned(),
+            input_root,
+        })
+    }
+
+    pub(super) fn recorded(&mut self, attempt: AttemptId, error: Option<String>) {
+        if let Some(error) = error {
+            tracing::error!(%error, attempt = attempt.0, "failed to record a result");
+            if let Some(report) =
+                self.attempts.get_mut(&attempt).and_then(|attempt| attempt.report.as_mut())
+            {
+                report.end = wire::AttemptEnd::AttemptInfraError.into();
+                report.reason = format!("the coordinator could not record the result: {error}");
+            }
+        }
+        self.conclude(attempt);
+    }
+
+    /// The attempt is over: the scheduler and the client hear of it, the worker may forget it.
+    fn conclude(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.remove(&id) else {
+            return;
+        };
+        let Some(report) = attempt.report else { return };
+        let store = self.sessions.get_mut(attempt.session).map(|session| {
+            session.running.remove(&id);
+            session.store
+        });
+        let acknowledge = wire::AcknowledgeAttempt { attempt: id.0 };
+        self.send_to(attempt.session, to_worker::Body::Acknowledge(acknowledge));
+        let end = scheduler_end(&report);
+        let result = report.result.clone().map(Arc::new);
+        if end == sched::AttemptEnd::Succeeded
+            && let Some(store) = store
+            && let Some(root) = result.as_deref().and_then(output_root)
+        {
+            self.trees.entry(root).or_default().stores.insert(store);
+        }
+        for dep in &report.lost_deps {
+            self.dep_lost(attempt.job, *dep as usize);
+        }
+        self.count(&attempt.job, &report);
+        self.append_attempt_finished(
+            attempt.job,
+            attempt.number,
+            &attempt.worker,
+            &report,
+            attempt.queued_ms,
+        );
+        self.ended.insert(id, Ended { result, reason: report.reason });
+        self.scheduler.handle(self.now(), sched::Event::AttemptEnded { attempt: id, end });
+    }
+
+    /// A worker could not get at a dependency's outputs: they are gone if nobody else has them.
+    fn dep_lost(&mut self, job: JobRef, dep: usize) {
+        let Some(build) = self.builds.get(&job.build) else {
+            return;
+        };
+        let Some(dep) = build.graph.jobs()[job.index as usize].deps().get(dep).copied() else {
+            return;
+        };
+        let dep = JobRef { build: job.build, index: number(dep.get()) };
+        if let Some(root) = self.builds[&job.build].job(dep).output_root
+            && let Some(entry) = self.trees.get_mut(&root)
+        {
+            entry.stores.clear();
+        }
+        self.outputs_lost(vec![dep]);
+    }
+
+    fn count(&mut self, job: &JobRef, report: &wire::AttemptEnded) {
+        let Some(build) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        if let Ok(opened) = distbuild_proto::convert::digests(&report.opened) {
+            build.opened.extend(opened);
+        }
+        build.bytes.from_peers += report.bytes_from_peers;
+        build.bytes.from_backing_store += report.bytes_from_backing_store;
+    }
+
+    fn append_attempt_finished(
+        &self,
+        job: JobRef,
+        number: u32,
+        worker: &str,
+        report: &wire::AttemptEnded,
+        queued_ms: u64,
+    ) {
+        let Some(build) = self.builds.get(&job.build) else {
+            return;
+        };
+        let timings = report.result.as_ref().and_then(|result| result.timings).unwrap_or_default();
+        build.events.append(Body::AttemptFinished(wire::AttemptFinished {
+            job: build.client_number(job),
+            number,
+            worker: worker.to_owned(),
+            outcome: attempt_outcome(report.end()).into(),
+            exit_code: report.result.as_ref().map_or(0, |result| result.exit_code),
+            reason: report.reason.clone(),
+            timings: Some(wire::Timings { queued_ms, ..timings }),
+            files_opened: report.files_opened,
+        }));
+    }
+
+    /// The worker of an attempt is gone; the scheduler hears of that from `WorkerLeft`.
+    pub(super) fn attempt_vanished(&mut self, id: AttemptId, worker: &str) {
+        let Some(attempt) = self.attempts.remove(&id) else {
+            return;
+        };
+        let report = wire::AttemptEnded {
+            end: wire::AttemptEnd::AttemptInfraError.into(),
+            reason: format!("worker {worker} was lost"),
+            ..Default::default()
+        };
+        let (job, number) = (attempt.job, attempt.number);
+        self.append_attempt_finished(job, number, worker, &report, attempt.queued_ms);
+        self.ended.insert(id, Ended { result: None, reason: report.reason });
+    }
+}
+
+fn scheduler_end(report: &wire::AttemptEnded) -> sched::AttemptEnd {
+    use sched::{AttemptEnd as End, Blame};
+    match report.end() {
+        wire::AttemptEnd::AttemptSucceeded if report.result.is_some() => End::Succeeded,
+        wire::AttemptEnd::AttemptFailed => End::Failed,
+        wire::AttemptEnd::AttemptTimedOut => End::TimedOut,
+        wire::AttemptEnd::AttemptCancelled => End::Cancelled,
+        wire::AttemptEnd::AttemptOutOfMemory => End::OutOfMemory,
+        wire::AttemptEnd::AttemptRejected => End::Rejected,
+        wire::AttemptEnd::AttemptLostInputs => {
+            End::Infra { blame: Blame::Inputs, lost_inputs: !report.lost_deps.is_empty() }
+        }
+        wire::AttemptEnd::AttemptInfraError
+        | wire::AttemptEnd::AttemptSucceeded
+        | wire::AttemptEnd::Unspecified => End::Infra { blame: Blame::Worker, lost_inputs: false },
+    }
+}
+
+fn attempt_outcome(end: wire::AttemptEnd) -> wire::Outcome {
+    match end {
+        wire::AttemptEnd::AttemptSucceeded => wire::Outcome::Executed,
+        wire::AttemptEnd::AttemptFailed => wire::Outcome::Failed,
+        wire::AttemptEnd::AttemptTimedOut => wire::Outcome::TimedOut,
+        wire::AttemptEnd::AttemptCancelled => wire::Outcome::Cancelled,
+        wire::AttemptEnd::AttemptInfraError
+        | wire::AttemptEnd::AttemptLostInputs
+        | wire::AttemptEnd::AttemptOutOfMemory
+        | wire::AttemptEnd::AttemptRejected
+        | wire::AttemptEnd::Unspecified => wire::Outcome::InfraError,
+    }
+}

@@ -1,0 +1,436 @@
+//! Builds: what a client has submitted, what has become of it, and what its client says.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use distbuild_proto::action::Action;
+use distbuild_proto::graph::{Graph, JobId, JobKey};
+use distbuild_proto::wire::build_event::Body;
+use distbuild_proto::{Digest, DigestFunction, wire};
+use distbuild_sched as sched;
+use distbuild_sched::{BuildId, JobRef, StoreId};
+
+use super::Core;
+use super::effects::no_worker_text;
+use crate::event_log::{EventLog, unix_ms};
+use crate::metadata::BuildMetadata;
+use crate::pools::Properties;
+use crate::relay::Lender;
+use crate::state::CachedResult;
+
+/// A validated build, ready to run. All lists go by the position of a job in the graph.
+pub(crate) struct Submission {
+    pub(crate) build_id: String,
+    pub(crate) secret: Bytes,
+    pub(crate) header: wire::BuildHeader,
+    pub(crate) function: DigestFunction,
+    pub(crate) graph: Arc<Graph>,
+    /// Where each job stood in the submission: the number that the client knows.
+    pub(crate) submitted: Vec<u32>,
+    pub(crate) source_roots: Vec<Option<Digest>>,
+    pub(crate) requested: Vec<bool>,
+    /// The public id: declared, or computed.
+    pub(crate) ids: Vec<JobId>,
+    /// None for a job that may not be found by its key.
+    pub(crate) keys: Vec<Option<JobKey>>,
+    /// What the cache has, checked to be whole.
+    pub(crate) cached: Vec<Option<(CachedResult, Vec<StoreId>)>>,
+    /// The distinct pools of this build, and which one each job runs in.
+    pub(crate) pools: Vec<Properties>,
+    pub(crate) pool_of: Vec<u32>,
+    pub(crate) metadata: BuildMetadata,
+    /// Every source file that some job declares.
+    pub(crate) declared: HashSet<Digest>,
+}
+
+/// What the client gets back.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) build: BuildId,
+    pub(crate) events: EventLog,
+}
+
+/// What a client says about its running build; jobs by their place in the submission.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ClientReport {
+    /// The outputs of a job have arrived.
+    Delivered(u32),
+    /// Nobody would give the outputs of a job.
+    OutputsMissing(u32),
+    /// Stop.
+    Cancel,
+}
+
+/// A running build.
+pub(super) struct Build {
+    pub(super) public_id: String,
+    pub(super) secret: Bytes,
+    pub(super) header: wire::BuildHeader,
+    pub(super) function: DigestFunction,
+    pub(super) graph: Arc<Graph>,
+    pub(super) submitted: Vec<u32>,
+    positions: Vec<u32>,
+    pub(super) source_roots: Vec<Option<Digest>>,
+    pub(super) requested: Vec<bool>,
+    pub(super) ids: Vec<JobId>,
+    pub(super) keys: Vec<Option<JobKey>>,
+    pools: Vec<Properties>,
+    pool_of: Vec<u32>,
+    pub(super) declared: HashSet<Digest>,
+    _metadata: BuildMetadata,
+    pub(super) jobs: Vec<JobRecord>,
+    pub(super) events: EventLog,
+    pub(super) opened: HashSet<Digest>,
+    pub(super) bytes: wire::ByteCounts,
+    started_ms: u64,
+    finished_jobs: u64,
+    cancelled: bool,
+    /// How many jobs ended in each way.
+    outcomes: BTreeMap<wire::Outcome, u64>,
+    pub(super) last_waiting: Option<String>,
+}
+
+/// What the core keeps of a job.
+#[derive(Default)]
+pub(super) struct JobRecord {
+    /// Its result: from the cache, or of the attempt that ended it.
+    pub(super) result: Option<Arc<wire::JobResult>>,
+    pub(super) output_root: Option<Digest>,
+    /// Lowered, while it waits or runs.
+    pub(super) prepared: Option<Arc<Prepared>>,
+    pub(super) queued_ms: u64,
+}
+
+/// A job lowered to its action.
+pub(super) struct Prepared {
+    pub(super) action: Action,
+    pub(super) key: [u8; 32],
+    /// The small directories that make its input root.
+    pub(super) directories: Vec<Bytes>,
+}
+
+impl Build {
+    /// The number by which the client knows a job.
+    pub(super) fn client_number(&self, job: JobRef) -> u32 {
+        self.submitted[job.index as usize]
+    }
+
+    pub(super) fn job(&self, job: JobRef) -> &JobRecord {
+        &self.jobs[job.index as usize]
+    }
+
+    pub(super) fn job_mut(&mut self, job: JobRef) -> &mut JobRecord {
+        &mut self.jobs[job.index as usize]
+    }
+
+    /// The toolchain that a job runs with.
+    pub(super) fn toolchain(&self, job: JobRef) -> &str {
+        let pool = &self.pools[self.pool_of[job.index as usize] as usize];
+        pool.get(crate::pools::TOOLCHAIN).map_or("", String::as_str)
+    }
+
+    pub(super) fn finished(&mut self, outcome: wire::Outcome) {
+        self.finished_jobs += 1;
+        *self.outcomes.entry(outcome).or_default() += 1;
+    }
+
+    fn summary(&self, outcome: wire::Outcome, finished: bool) -> wire::BuildSummary {
+        wire::BuildSummary {
+            build_id: self.public_id.clone(),
+            user: self.header.user.clone(),
+            title: self.header.title.clone(),
+            started_ms: self.started_ms,
+            total_jobs: self.jobs.len() as u64,
+            finished_jobs: self.finished_jobs,
+            outcome: outcome.into(),
+            finished,
+        }
+    }
+
+    /// The outcome of the whole, worst first: cancelled, infrastructure, no worker, failed.
+    fn outcome(&self) -> wire::Outcome {
+        if self.cancelled {
+            return wire::Outcome::Cancelled;
+        }
+        [
+            wire::Outcome::InfraError,
+            wire::Outcome::NoWorker,
+            wire::Outcome::Failed,
+            wire::Outcome::TimedOut,
+        ]
+        .into_iter()
+        .find(|outcome| self.outcomes.contains_key(outcome))
+        .unwrap_or(wire::Outcome::Executed)
+    }
+}
+
+/// A position as the scheduler and the wire count.
+pub(super) fn number(position: usize) -> u32 {
+    u32::try_from(position).unwrap_or(u32::MAX)
+}
+
+/// The digest in a result, if it has a valid one.
+pub(super) fn output_root(result: &wire::JobResult) -> Option<Digest> {
+    result.output_root.as_ref().and_then(|root| Digest::try_from(root).ok())
+}
+
+impl Core {
+    pub(super) fn build_by_name(&self, public_id: &str) -> Option<BuildId> {
+        let named = |(_, build): &(&BuildId, &Build)| build.public_id == public_id;
+        self.builds.iter().find(named).map(|(id, _)| *id)
+    }
+
+    pub(super) fn submit(&mut self, submission: Submission) -> Result<Accepted, String> {
+        if self.shutdown.is_some() {
+            return Err("the coordinator is shutting down".to_owned());
+        }
+        let max_builds = self.shared.limits.max_builds;
+        if self.builds.len() >= max_builds {
+            return Err(format!("{max_builds} builds are running, the limit; try again later"));
+        }
+        self.last_build += 1;
+        let id = BuildId(self.last_build);
+        let graph = self.scheduler_graph(&submission)?;
+        let build = self.new_build(id, submission);
+        let events = build.events.clone();
+        let (public_id, lend_secret) = (build.public_id.clone(), build.secret.clone());
+        let job_ids = {
+            let mut ids = vec![Bytes::new(); build.ids.len()];
+            for (position, id) in build.ids.iter().enumerate() {
+                ids[build.submitted[position] as usize] = Bytes::copy_from_slice(id.as_bytes());
+            }
+            ids
+        };
+        let flat_ids = job_ids.concat();
+        let summary = build.summary(wire::Outcome::Unspecified, false);
+        events.append(Body::BuildStarted(wire::BuildStarted {
+            build_id: public_id,
+            lend_secret,
+            job_ids,
+        }));
+        let user = build.header.user.clone();
+        let class = u8::try_from(build.header.priority_class).unwrap_or(u8::MAX);
+        let keep_going = build.header.keep_going;
+        self.builds.insert(id, build);
+        self.write_build(summary, flat_ids);
+        let users = u32::try_from(self.users.len()).unwrap_or(u32::MAX);
+        let user = *self.users.entry(user).or_insert(sched::UserId(users));
+        let submitted = sched::Event::Submitted { build: id, user, class, keep_going, graph };
+        self.scheduler.handle(self.now(), submitted);
+        Ok(Accepted { build: id, events })
+    }
+
+    fn new_build(&mut self, id: BuildId, submission: Submission) -> Build {
+        let mut positions = vec![0; submission.submitted.len()];
+        for (position, submitted) in submission.submitted.iter().enumerate() {
+            positions[*submitted as usize] = number(position);
+        }
+        let mut jobs = Vec::with_capacity(submission.cached.len());
+        for (index, cached) in submission.cached.into_iter().enumerate() {
+            let mut record = JobRecord::default();
+            if let Some((cached, stores)) = cached {
+                record.output_root = output_root(&cached.result);
+                record.result = Some(Arc::new(cached.result));
+                if let Some(root) = record.output_root {
+                    let index = number(index);
+                    let entry = self.trees.entry(root).or_default();
+                    entry.stores.extend(stores);
+                    entry.jobs.insert(JobRef { build: id, index });
+                }
+            }
+            jobs.push(record);
+        }
+        Build {
+            public_id: submission.build_id,
+            secret: submission.secret,
+            header: submission.header,
+            function: submission.function,
+            graph: submission.graph,
+            submitted: submission.submitted,
+            positions,
+            source_roots: submission.source_roots,
+            requested: submission.requested,
+            ids: submission.ids,
+            keys: submission.keys,
+            pools: submission.pools,
+            pool_of: submission.pool_of,
+            declared: submission.declared,
+            _metadata: submission.metadata,
+            jobs,
+            events: EventLog::default(),
+            opened: HashSet::new(),
+            bytes: wire::ByteCounts::default(),
+            started_ms: unix_ms(),
+            finished_jobs: 0,
+            cancelled: false,
+            outcomes: BTreeMap::new(),
+            last_waiting: None,
+        }
+    }
+
+    /// The build as the scheduler sees it.
+    fn scheduler_graph(&mut self, submission: &Submission) -> Result<sched::Graph, String> {
+        let selectors: Vec<_> = submission.pools.iter().map(|pool| self.selector(pool)).collect();
+        let mut graph = sched::Graph::new();
+        for (index, job) in submission.graph.jobs().iter().enumerate() {
+            let asked = job.resources();
+            let resources = sched::Resources::new(asked.milli_cores, asked.memory_bytes);
+            let state = match &submission.cached[index] {
+                Some((_, holders)) => sched::JobState::Cached { holders: holders.clone() },
+                None => sched::JobState::Unknown,
+            };
+            let spec = sched::JobSpec {
+                resources,
+                selector: selectors[submission.pool_of[index] as usize],
+                requested: submission.requested[index],
+                state,
+            };
+            let deps: Vec<u32> = job.deps().iter().map(|dep| number(dep.get())).collect();
+            graph.push(&deps, spec).map_err(|error| error.to_string())?;
+        }
+        Ok(graph)
+    }
+
+    fn selector(&mut self, pool: &Properties) -> sched::SelectorId {
+        if let Some(selector) = self.selectors.get(pool) {
+            return *selector;
+        }
+        let next = u32::try_from(self.selectors.len()).unwrap_or(u32::MAX);
+        let selector = sched::SelectorId(next);
+        self.selectors.insert(pool.clone(), selector);
+        let defined = sched::Event::SelectorDefined { selector, properties: pool.clone() };
+        self.scheduler.handle(self.now(), defined);
+        selector
+    }
+
+    pub(super) fn client_report(&mut self, id: BuildId, report: ClientReport) {
+        let now = self.now();
+        let Some(build) = self.builds.get_mut(&id) else {
+            return;
+        };
+        let position = |number: u32| build.positions.get(number as usize).copied();
+        match report {
+            ClientReport::Cancel => {
+                build.cancelled = true;
+                self.scheduler.handle(now, sched::Event::Cancelled { build: id });
+            }
+            ClientReport::Delivered(number) => {
+                if let Some(index) = position(number) {
+                    let job = JobRef { build: id, index };
+                    self.scheduler.handle(now, sched::Event::Delivered { job });
+                }
+            }
+            ClientReport::OutputsMissing(number) => {
+                let Some(index) = position(number) else {
+                    return;
+                };
+                let job = JobRef { build: id, index };
+                if let Some(root) = build.job(job).output_root
+                    && let Some(entry) = self.trees.get_mut(&root)
+                {
+                    entry.stores.clear();
+                }
+                self.outputs_lost(vec![job]);
+            }
+        }
+    }
+
+    /// The output tree of a job's dependency, by its position among the dependencies.
+    pub(super) fn dep_output(&self, job: JobRef, dep: usize) -> Option<Digest> {
+        let build = self.builds.get(&job.build)?;
+        let dep = *build.graph.jobs()[job.index as usize].deps().get(dep)?;
+        build.jobs.get(dep.get())?.output_root
+    }
+
+    /// All jobs have ended and all outputs are delivered: says so and forgets the build.
+    pub(super) fn finish_build(&mut self, id: BuildId) {
+        let Some(mut build) = self.builds.remove(&id) else {
+            return;
+        };
+        build.bytes.opened = build.opened.iter().map(Digest::size_bytes).sum();
+        let outcome = build.outcome();
+        build.events.append(Body::BuildFinished(wire::BuildFinished {
+            outcome: outcome.into(),
+            bytes: Some(build.bytes),
+        }));
+        build.events.close();
+        self.write_build(build.summary(outcome, true), Vec::new());
+        self.shared.relay.forget(&Lender::Build(build.public_id.clone()));
+        self.release(&build.public_id);
+        let mut roots: HashMap<Digest, Vec<JobRef>> = HashMap::new();
+        for (index, job) in build.jobs.iter().enumerate() {
+            if let Some(root) = job.output_root {
+                let index = number(index);
+                roots.entry(root).or_default().push(JobRef { build: id, index });
+            }
+        }
+        self.forget_trees(&roots);
+    }
+
+    /// Workers may unpin what they kept for a build.
+    pub(super) fn release(&mut self, build_id: &str) {
+        for session in self.sessions.ids() {
+            let release = wire::ReleaseBuild { build_id: build_id.to_owned() };
+            self.send_to(session, wire::to_worker::Body::ReleaseBuild(release));
+        }
+    }
+
+    fn write_build(&self, summary: wire::BuildSummary, job_ids: Vec<u8>) {
+        let state = self.shared.state.clone();
+        tokio::spawn(async move {
+            if let Err(error) = state.record_build(summary, job_ids).await {
+                tracing::warn!(%error, "failed to write a build down");
+            }
+        });
+    }
+
+    pub(super) fn status(&self) -> wire::StatusResponse {
+        let stats = self.scheduler.stats();
+        let summary = |build: &Build| build.summary(wire::Outcome::Unspecified, false);
+        wire::StatusResponse {
+            queued_jobs: stats.queued as u64,
+            running_jobs: stats.running as u64,
+            waiting_jobs: stats.waiting as u64,
+            workers: u32::try_from(self.sessions.len()).unwrap_or(u32::MAX),
+            builds: self.builds.values().map(summary).collect(),
+        }
+    }
+
+    /// Tells clients why a build that runs nothing waits.
+    pub(super) fn report_waiting(&mut self) {
+        let running: HashSet<BuildId> =
+            self.attempts.values().map(|attempt| attempt.job.build).collect();
+        for (id, build) in &mut self.builds {
+            let first = build.jobs.iter().position(|job| job.prepared.is_some()).map(number);
+            let Some(index) = first.filter(|_| !running.contains(id)) else {
+                build.last_waiting = None;
+                continue;
+            };
+            let waits = self.scheduler.why_waiting(JobRef { build: *id, index });
+            let Some(reason) = waits.and_then(waiting_text) else {
+                continue;
+            };
+            if build.last_waiting.as_ref() != Some(&reason) {
+                let job = build.submitted[index as usize];
+                build.last_waiting = Some(reason.clone());
+                build.events.append(Body::JobWaiting(wire::JobWaiting { job, reason }));
+            }
+        }
+    }
+}
+
+/// Why a job waits, for people; none if it is about to go on.
+fn waiting_text(reason: sched::WaitReason) -> Option<String> {
+    match reason {
+        sched::WaitReason::NoWorker { reason, .. } => Some(no_worker_text(reason)),
+        sched::WaitReason::Busy => Some("all workers that could run it are busy".to_owned()),
+        sched::WaitReason::Reserved { .. } => {
+            Some("a worker is being emptied to make room for it".to_owned())
+        }
+        sched::WaitReason::Dependencies { .. }
+        | sched::WaitReason::LookUp
+        | sched::WaitReason::Placement
+        | sched::WaitReason::Running { .. } => None,
+    }
+}

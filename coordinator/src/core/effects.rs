@@ -1,0 +1,331 @@
+//! The scheduler's effects, performed: look-ups, assignments, and what clients are told.
+
+use std::sync::Arc;
+
+use distbuild_proto::action::input_root;
+use distbuild_proto::wire::build_event::Body;
+use distbuild_proto::{Digest, TreeError, wire};
+use distbuild_sched as sched;
+use distbuild_sched::{Effect, How, JobRef, Outcome, StoreId};
+
+use super::Core;
+use super::builds::{Build, Prepared, number, output_root};
+use super::lookups::{CheckReply, Claim};
+use crate::event_log::unix_ms;
+use crate::state::CachedResult;
+
+impl Core {
+    /// Performs effects until there are none left.
+    pub(super) fn pump(&mut self) {
+        while let Some(effect) = self.scheduler.poll_effect() {
+            match effect {
+                Effect::LookUp { job } => self.look_up(job),
+                Effect::Assign { attempt, number, job, worker, resources } => {
+                    self.assign(attempt, number, job, worker, resources);
+                }
+                Effect::CancelAttempt { attempt } => self.cancel_attempt(attempt),
+                Effect::JobEnded { job, outcome } => self.job_ended(job, outcome),
+                Effect::Remade { job, how } => self.remade(job, how),
+                Effect::RemakeFailed { job, outcome } => self.remake_failed(job, outcome),
+                Effect::BuildEnded { build } => self.finish_build(build),
+            }
+        }
+        self.ended.clear();
+        self.send_lookups();
+    }
+
+    /// The dependencies of a job are done: its action is known and may have been run before.
+    fn look_up(&mut self, job: JobRef) {
+        let now_ms = self.now_ms();
+        let Some(build) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        let prepared = match prepare(build, job) {
+            Ok(prepared) => prepared,
+            Err(Unprepared::NoOutputs(dep)) => {
+                tracing::error!(job.index, dep, "a dependency has no outputs");
+                return self.outputs_lost_then_miss(job, dep);
+            }
+            Err(Unprepared::Tree(error)) => {
+                tracing::error!(%error, job.index, "failed to make an input root");
+                let cancelled = sched::Event::Cancelled { build: job.build };
+                return self.scheduler.handle(sched::Time(now_ms), cancelled);
+            }
+        };
+        build.events.append(Body::JobQueued(wire::JobQueued { job: build.client_number(job) }));
+        let cacheable = build.graph.jobs()[job.index as usize].cache();
+        let look = cacheable && !build.header.no_cache;
+        let key = prepared.key;
+        let record = build.job_mut(job);
+        record.queued_ms = now_ms;
+        record.prepared = Some(Arc::new(prepared));
+        if look {
+            self.lookups.push((job, key));
+        } else {
+            self.answer_miss(job);
+        }
+    }
+
+    /// A dependency is done and yet its outputs are not known: makes it again.
+    fn outputs_lost_then_miss(&mut self, job: JobRef, dep: u32) {
+        self.outputs_lost(vec![JobRef { build: job.build, index: dep }]);
+        self.answer_miss(job);
+    }
+
+    /// The job has to run.
+    pub(super) fn answer_miss(&mut self, job: JobRef) {
+        let Some(build) = self.builds.get(&job.build) else {
+            return;
+        };
+        let joinable = build.graph.jobs()[job.index as usize].cache();
+        let key = build.job(job).prepared.as_ref().filter(|_| joinable);
+        let key = key.map(|prepared| sched::ActionKey(prepared.key));
+        let answer = sched::Answer::Miss { key };
+        self.scheduler.handle(self.now(), sched::Event::LookedUp { job, answer });
+    }
+
+    /// The job has run before and its outputs are whole.
+    pub(super) fn answer_hit(&mut self, job: JobRef, cached: CachedResult, holders: Vec<StoreId>) {
+        let Some(build) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        let prepared = build.job(job).prepared.clone();
+        let root = output_root(&cached.result);
+        let record = build.job_mut(job);
+        record.output_root = root;
+        record.result = Some(Arc::new(cached.result));
+        self.rely_on(root, job);
+        if let Some(prepared) = prepared
+            && let Some(link) = self.job_link(job, prepared.key, prepared.action.input_root)
+        {
+            let state = self.shared.state.clone();
+            tokio::spawn(async move {
+                if let Err(error) = state.record(None, vec![link], unix_ms()).await {
+                    tracing::warn!(%error, "failed to tie a job to its cached action");
+                }
+            });
+        }
+        let answer = sched::Answer::Hit { holders };
+        self.scheduler.handle(self.now(), sched::Event::LookedUp { job, answer });
+    }
+
+    fn rely_on(&mut self, root: Option<Digest>, job: JobRef) {
+        if let Some(root) = root {
+            self.trees.entry(root).or_default().jobs.insert(job);
+        }
+    }
+
+    fn job_ended(&mut self, job: JobRef, outcome: Outcome) {
+        self.take_result(job, outcome);
+        let (wire_outcome, reason, dependency) = self.describe(job, outcome);
+        let now = self.now();
+        let Some(build) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        build.finished(wire_outcome);
+        let record = build.job(job);
+        let shows_result = !matches!(
+            outcome,
+            Outcome::Skipped { .. } | Outcome::Cancelled | Outcome::NoWorker { .. }
+        );
+        let result = record.result.as_deref().filter(|_| shows_result).cloned();
+        build.job_mut(job).prepared = None;
+        build.events.append(Body::JobFinished(wire::JobFinished {
+            job: build.client_number(job),
+            outcome: wire_outcome.into(),
+            result,
+            reason,
+            dependency,
+            joined: matches!(outcome, Outcome::Succeeded { how: How::Joined { .. } }),
+        }));
+        let undelivered = !build.header.wants_outputs && build.requested[job.index as usize];
+        if undelivered && matches!(outcome, Outcome::Succeeded { .. }) {
+            self.scheduler.handle(now, sched::Event::Delivered { job });
+        }
+    }
+
+    /// Keeps the result of the attempt that ended a job; a job that joined another's attempt pins
+    /// the outputs and ties its own key to the action.
+    fn take_result(&mut self, job: JobRef, outcome: Outcome) {
+        let attempt = match outcome {
+            Outcome::Succeeded { how: How::Executed { attempt } | How::Joined { attempt } }
+            | Outcome::Failed { attempt }
+            | Outcome::TimedOut { attempt } => attempt,
+            _ => return,
+        };
+        let Some(result) = self.ended.get(&attempt).and_then(|ended| ended.result.clone()) else {
+            return;
+        };
+        let root = output_root(&result);
+        let Some(build) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        let public_id = build.public_id.clone();
+        let record = build.job_mut(job);
+        record.result = Some(result.clone());
+        if !matches!(outcome, Outcome::Succeeded { .. }) {
+            return;
+        }
+        record.output_root = root;
+        let prepared = record.prepared.clone();
+        self.rely_on(root, job);
+        if let (Outcome::Succeeded { how: How::Joined { .. } }, Some(root), Some(prepared)) =
+            (outcome, root, prepared)
+        {
+            let holders = self.store_names(&root);
+            let cached = CachedResult { result: (*result).clone(), holders };
+            self.check_claims(&public_id, vec![Claim::of(&cached)], CheckReply::Jobs(Vec::new()));
+            let link = self.job_link(job, prepared.key, prepared.action.input_root);
+            let state = self.shared.state.clone();
+            tokio::spawn(async move {
+                let links = link.into_iter().collect();
+                if let Err(error) = state.record(None, links, unix_ms()).await {
+                    tracing::warn!(%error, "failed to tie a joined job to its action");
+                }
+            });
+        }
+    }
+
+    fn store_names(&self, root: &Digest) -> Vec<String> {
+        self.sessions_with(root)
+            .into_iter()
+            .filter_map(|session| self.sessions.get(session))
+            .map(|session| session.store_name.clone())
+            .collect()
+    }
+
+    fn remade(&mut self, job: JobRef, how: How) {
+        let before = self.builds.get(&job.build).and_then(|build| build.job(job).output_root);
+        self.take_result(job, Outcome::Succeeded { how });
+        let Some(build) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        build.job_mut(job).prepared = None;
+        let after = build.job(job).output_root;
+        let reason = if before == after {
+            "the outputs were lost and made again".to_owned()
+        } else {
+            "the outputs were lost and made again, with other contents: the job is not \
+             deterministic"
+                .to_owned()
+        };
+        let outcome = match how {
+            How::Cached | How::CutOff | How::Unneeded => wire::Outcome::CutOff,
+            How::Executed { .. } | How::Joined { .. } => wire::Outcome::Executed,
+        };
+        build.events.append(Body::OutputsRemade(wire::OutputsRemade {
+            job: build.client_number(job),
+            outcome: outcome.into(),
+            result: build.job(job).result.as_deref().cloned(),
+            reason,
+        }));
+    }
+
+    fn remake_failed(&mut self, job: JobRef, outcome: Outcome) {
+        let (wire_outcome, reason, _) = self.describe(job, outcome);
+        let Some(build) = self.builds.get_mut(&job.build) else {
+            return;
+        };
+        build.finished(wire::Outcome::InfraError);
+        build.events.append(Body::OutputsRemade(wire::OutputsRemade {
+            job: build.client_number(job),
+            outcome: wire_outcome.into(),
+            result: None,
+            reason: format!("the outputs were lost and could not be made again: {reason}"),
+        }));
+    }
+
+    /// An outcome in the words of the protocol: what, why, and which dependency failed.
+    fn describe(&self, job: JobRef, outcome: Outcome) -> (wire::Outcome, String, u32) {
+        let reason_of = |attempt| {
+            self.ended.get(&attempt).map_or_else(String::new, |ended| ended.reason.clone())
+        };
+        match outcome {
+            Outcome::Succeeded { how } => {
+                let outcome = match how {
+                    How::Executed { .. } => wire::Outcome::Executed,
+                    // An equal job was executed, this one was not.
+                    How::Joined { .. } | How::Cached | How::Unneeded => wire::Outcome::Cached,
+                    How::CutOff => wire::Outcome::CutOff,
+                };
+                (outcome, String::new(), 0)
+            }
+            Outcome::Failed { attempt } => (wire::Outcome::Failed, reason_of(attempt), 0),
+            Outcome::TimedOut { attempt } => (wire::Outcome::TimedOut, reason_of(attempt), 0),
+            Outcome::InfraError { reason } => {
+                let mut text = infra_text(reason);
+                if let Some(last) = self.ended.values().last()
+                    && !last.reason.is_empty()
+                {
+                    text = format!("{text}; the last: {}", last.reason);
+                }
+                (wire::Outcome::InfraError, text, 0)
+            }
+            Outcome::Skipped { dependency } => {
+                let build = self.builds.get(&job.build);
+                let name = build.map_or_else(String::new, |build| {
+                    build.graph.jobs()[dependency as usize].name().to_owned()
+                });
+                let number = build.map_or(0, |build| build.submitted[dependency as usize]);
+                (wire::Outcome::Skipped, format!("its dependency {name:?} did not succeed"), number)
+            }
+            Outcome::Cancelled => (wire::Outcome::Cancelled, "cancelled".to_owned(), 0),
+            Outcome::NoWorker { reason } => (wire::Outcome::NoWorker, no_worker_text(reason), 0),
+        }
+    }
+}
+
+/// Why a job cannot be lowered.
+#[derive(Debug)]
+enum Unprepared {
+    /// The outputs of the dependency at this position of the graph are not known.
+    NoOutputs(u32),
+    /// The input root is no valid directory.
+    Tree(TreeError),
+}
+
+/// Lowers a job whose dependencies are done.
+fn prepare(build: &Build, job: JobRef) -> Result<Prepared, Unprepared> {
+    let index = job.index as usize;
+    let spec = &build.graph.jobs()[index];
+    let mut deps = Vec::with_capacity(spec.deps().len());
+    for dep in spec.deps() {
+        deps.push(
+            build.jobs[dep.get()].output_root.ok_or(Unprepared::NoOutputs(number(dep.get())))?,
+        );
+    }
+    let (root, blobs) =
+        input_root(build.source_roots[index], &deps, build.function).map_err(Unprepared::Tree)?;
+    let action = spec.lower(root, build.toolchain(job));
+    let key = *action.digest().as_bytes();
+    Ok(Prepared { action, key, directories: blobs.into_iter().map(|(_, blob)| blob).collect() })
+}
+
+/// Why no worker takes a job, for people.
+pub(super) fn no_worker_text(reason: sched::NoWorkerReason) -> String {
+    match reason {
+        sched::NoWorkerReason::NoMatch => "no connected worker offers its platform properties",
+        sched::NoWorkerReason::TooBig => {
+            "no connected worker that offers its platform properties has so many cores or so much \
+             memory"
+        }
+    }
+    .to_owned()
+}
+
+fn infra_text(reason: sched::InfraReason) -> String {
+    match reason {
+        sched::InfraReason::AttemptsExhausted { attempts, .. } => {
+            format!("{attempts} attempts went wrong, no more are made")
+        }
+        sched::InfraReason::Quarantined { workers } => {
+            format!("{workers} workers were lost while they ran it, so it is not tried again")
+        }
+        sched::InfraReason::InputsLost => "its inputs were lost again and again".to_owned(),
+        sched::InfraReason::Rejected => "too many workers rejected it".to_owned(),
+        sched::InfraReason::OutputsLost => "its outputs were lost again and again".to_owned(),
+        sched::InfraReason::OutOfMemory { memory_bytes } => {
+            format!("it was killed for want of memory with {memory_bytes} bytes reserved")
+        }
+    }
+}

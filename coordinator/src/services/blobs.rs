@@ -1,0 +1,308 @@
+//! The `Blobs` service of the coordinator: its own blobs, and the relay to those that nobody dials.
+
+use std::pin::Pin;
+
+use distbuild_cas::chunks::{ChunkBatcher, ChunkReceiver, error_chunk, send_blob};
+use distbuild_proto::wire::blobs_server::Blobs;
+use distbuild_proto::wire::read_request::Place;
+use distbuild_proto::{Digest, convert, wire};
+use futures::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::core::{Handle, Message, Shared};
+use crate::relay::Lender;
+
+/// Messages on the way to one reader, each of about `transport::BULK_MESSAGE_BYTES`.
+const WAITING_MESSAGES: usize = 4;
+/// Blobs in one request.
+const MAX_BLOBS: usize = 16_384;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub(crate) struct BlobsService {
+    pub(crate) core: Handle,
+    pub(crate) shared: Shared,
+}
+
+type Out = mpsc::Sender<Result<wire::ReadResponse, Status>>;
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The reader has gone away.
+struct Gone;
+
+impl BlobsService {
+    /// Answers a request: what is here first, then what others lend.
+    async fn answer(
+        &self,
+        digests: Vec<Digest>,
+        place: Option<Place>,
+        out: Out,
+    ) -> Result<(), Gone> {
+        let mut batcher = ChunkBatcher::default();
+        let mut elsewhere = Vec::new();
+        for (index, digest) in digests.iter().enumerate() {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            if let Some(blob) = self.shared.metadata.get(digest) {
+                let chunk = wire::BlobChunk { index, data: blob, last: true, ..Default::default() };
+                if let Some(chunks) = batcher.push(chunk) {
+                    send(&out, chunks).await?;
+                }
+            } else if self.shared.store.contains(digest) {
+                batcher = self.send_stored(index, *digest, batcher, &out).await?;
+            } else {
+                elsewhere.push((index, *digest));
+            }
+        }
+        if let Some(chunks) = batcher.finish() {
+            send(&out, chunks).await?;
+        }
+        self.relay(elsewhere, place, &out).await
+    }
+
+    async fn send_stored(
+        &self,
+        index: u32,
+        digest: Digest,
+        mut batcher: ChunkBatcher,
+        out: &Out,
+    ) -> Result<ChunkBatcher, Gone> {
+        let (store, out) = (self.shared.store.clone(), out.clone());
+        let sent = tokio::task::spawn_blocking(move || {
+            let deliver = |chunks| out.blocking_send(Ok(wire::ReadResponse { chunks })).is_ok();
+            let result = match store.open_bytes(&digest) {
+                Ok(file) => send_blob(index, file, digest.size_bytes(), &mut batcher, deliver)
+                    .map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match result {
+                Ok(true) => Ok(batcher),
+                Ok(false) => Err(Gone),
+                Err(error) => {
+                    batcher.push(error_chunk(index, error, false));
+                    Ok(batcher)
+                }
+            }
+        });
+        sent.await.unwrap_or(Err(Gone))
+    }
+
+    /// Fetches from the lenders of a place, one after the other, what is not here.
+    async fn relay(
+        &self,
+        mut missing: Vec<(u32, Digest)>,
+        place: Option<Place>,
+        out: &Out,
+    ) -> Result<(), Gone> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut problem = String::new();
+        for lender in self.lenders(place).await {
+            let digests: Vec<_> = missing.iter().map(|(_, digest)| *digest).collect();
+            let mut transfer = match self.shared.relay.order(&lender, &digests).await {
+                Ok(transfer) => transfer,
+                Err(error) => {
+                    problem = error.to_string();
+                    continue;
+                }
+            };
+            let mut progress = Progress::new(&missing);
+            loop {
+                match transfer.next().await {
+                    Ok(Some(chunks)) => {
+                        let chunks = progress.pass_on(chunks);
+                        if !chunks.is_empty() {
+                            send(out, chunks).await?;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        problem = error.to_string();
+                        break;
+                    }
+                }
+            }
+            let (left, broken) = progress.finish();
+            if let Some(index) = broken {
+                let text = format!("the transfer broke off: {problem}");
+                send(out, vec![error_chunk(index, text, false)]).await?;
+            }
+            missing = left;
+            if missing.is_empty() {
+                return Ok(());
+            }
+        }
+        let gone = missing.into_iter().map(|(index, digest)| {
+            let text = if problem.is_empty() {
+                format!("nobody has {digest}")
+            } else {
+                format!("nobody has {digest}: {problem}")
+            };
+            error_chunk(index, text, true)
+        });
+        send(out, gone.collect()).await
+    }
+
+    async fn lenders(&self, place: Option<Place>) -> Vec<Lender> {
+        match place {
+            Some(Place::LenderBuild(build_id)) => vec![Lender::Build(build_id)],
+            Some(Place::OutputTree(tree)) => {
+                let Ok(tree) = Digest::try_from(&tree) else {
+                    return Vec::new();
+                };
+                let holders = self.core.ask(|reply| Message::Holders { tree, reply }).await;
+                holders.unwrap_or_default().into_iter().map(Lender::Worker).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+}
+
+async fn send(out: &Out, chunks: Vec<wire::BlobChunk>) -> Result<(), Gone> {
+    out.send(Ok(wire::ReadResponse { chunks })).await.map_err(|_| Gone)
+}
+
+/// Which blobs of a transfer have passed, under which numbers the reader knows them.
+struct Progress<'a> {
+    wanted: &'a [(u32, Digest)],
+    done: Vec<bool>,
+    begun: Option<usize>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(wanted: &'a [(u32, Digest)]) -> Self {
+        Self { wanted, done: vec![false; wanted.len()], begun: None }
+    }
+
+    /// Renumbers pieces for the reader; what the lender does not have is kept for the next one.
+    fn pass_on(&mut self, chunks: Vec<wire::BlobChunk>) -> Vec<wire::BlobChunk> {
+        let mut passed = Vec::with_capacity(chunks.len());
+        for mut chunk in chunks {
+            let at = chunk.index as usize;
+            let Some((index, _)) = self.wanted.get(at) else {
+                continue;
+            };
+            if self.done[at] || chunk.not_found && self.begun != Some(at) {
+                continue;
+            }
+            self.done[at] = chunk.last;
+            self.begun = (!chunk.last).then_some(at);
+            chunk.index = *index;
+            passed.push(chunk);
+        }
+        passed
+    }
+
+    /// What is left for the next lender, and the blob that broke off in the middle.
+    fn finish(self) -> (Vec<(u32, Digest)>, Option<u32>) {
+        let begun = self.begun;
+        let left = (0..self.wanted.len())
+            .filter(|at| !self.done[*at] && begun != Some(*at))
+            .map(|at| self.wanted[at])
+            .collect();
+        (left, begun.map(|at| self.wanted[at].0))
+    }
+}
+
+#[tonic::async_trait]
+impl Blobs for BlobsService {
+    type ReadStream = BoxStream<wire::ReadResponse>;
+    type LendStream = BoxStream<wire::LendOrder>;
+
+    async fn read(
+        &self,
+        request: Request<wire::ReadRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let request = request.into_inner();
+        if request.digests.len() > MAX_BLOBS {
+            return Err(Status::invalid_argument(format!(
+                "{} blobs in one request, allowed are {MAX_BLOBS}",
+                request.digests.len()
+            )));
+        }
+        let digests = convert::digests(&request.digests)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (out, responses) = mpsc::channel(WAITING_MESSAGES);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let _ = service.answer(digests, request.place, out).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn lend(
+        &self,
+        request: Request<wire::LendRequest>,
+    ) -> Result<Response<Self::LendStream>, Status> {
+        let request = request.into_inner();
+        let lender = match &request.lender {
+            Some(wire::lend_request::Lender::Build(build)) => Lender::Build(build.build_id.clone()),
+            Some(wire::lend_request::Lender::Worker(worker)) => Lender::Worker(worker.session),
+            None => return Err(Status::invalid_argument("the lender is missing")),
+        };
+        if !self.core.ask(|reply| Message::MayLend { request, reply }).await? {
+            return Err(Status::permission_denied("unknown lender, or a wrong secret"));
+        }
+        let orders = self.shared.relay.lend(lender);
+        Ok(Response::new(Box::pin(ReceiverStream::new(orders).map(Ok))))
+    }
+
+    async fn deliver(
+        &self,
+        request: Request<Streaming<wire::DeliverRequest>>,
+    ) -> Result<Response<wire::DeliverResponse>, Status> {
+        let mut messages = request.into_inner();
+        let Some(first) = messages.message().await? else {
+            return Err(Status::invalid_argument("a delivery names its transfer first"));
+        };
+        let Some(reader) = self.shared.relay.deliver(first.transfer) else {
+            return Err(Status::cancelled("nobody waits for this transfer any more"));
+        };
+        let mut next = Some(first);
+        while let Some(message) = next {
+            if reader.send(message.chunks).await.is_err() {
+                return Err(Status::cancelled("the reader has gone away"));
+            }
+            next = messages.message().await?;
+        }
+        Ok(Response::new(wire::DeliverResponse {}))
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<wire::UploadRequest>>,
+    ) -> Result<Response<wire::UploadResponse>, Status> {
+        let mut messages = request.into_inner();
+        let Some(first) = messages.message().await? else {
+            return Err(Status::invalid_argument("an upload names its blobs first"));
+        };
+        let lender = first.build.clone().map(wire::lend_request::Lender::Build);
+        let lender = wire::LendRequest { lender };
+        if !self.core.ask(|reply| Message::MayLend { request: lender, reply }).await? {
+            return Err(Status::permission_denied("unknown build, or a wrong secret"));
+        }
+        let digests = convert::digests(&first.digests)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut receiver = ChunkReceiver::new(self.shared.store.clone(), digests.clone());
+        let mut chunks = first.chunks;
+        loop {
+            receiver = tokio::task::spawn_blocking(move || {
+                chunks.iter().try_for_each(|chunk| receiver.take(chunk))?;
+                Ok::<_, distbuild_cas::chunks::ProtocolError>(receiver)
+            })
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            match messages.message().await? {
+                Some(message) => chunks = message.chunks,
+                None => break,
+            }
+        }
+        for (digest, result) in digests.iter().zip(receiver.finish()) {
+            result.map_err(|error| Status::invalid_argument(format!("blob {digest}: {error}")))?;
+        }
+        Ok(Response::new(wire::UploadResponse {}))
+    }
+}

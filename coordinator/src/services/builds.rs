@@ -1,0 +1,155 @@
+//! The `Builds` service: a client's build from submission to the last event, and looking at the rest.
+
+use std::pin::Pin;
+
+use distbuild_proto::wire;
+use distbuild_proto::wire::build_request::Body;
+use distbuild_proto::wire::builds_server::Builds;
+use futures::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::submission;
+use crate::core::{Accepted, ClientReport, Handle, Message, Shared, secret};
+
+/// Rows in one listing, if the caller names no number.
+const DEFAULT_ROWS: u32 = 1000;
+/// Rows in one listing at most.
+const MAX_ROWS: u32 = 100_000;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub(crate) struct BuildsService {
+    pub(crate) core: Handle,
+    pub(crate) shared: Shared,
+}
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Releases what workers pinned for a submission that never became a build.
+struct Abandon {
+    core: Handle,
+    build_id: Option<String>,
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        if let Some(build_id) = self.build_id.take() {
+            let core = self.core.clone();
+            tokio::spawn(async move {
+                let _ = core.tell(Message::Abandoned { build_id }).await;
+            });
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Builds for BuildsService {
+    type BuildStream = BoxStream<wire::BuildEvents>;
+
+    async fn build(
+        &self,
+        request: Request<Streaming<wire::BuildRequest>>,
+    ) -> Result<Response<Self::BuildStream>, Status> {
+        let mut messages = request.into_inner();
+        let build_id = new_build_id();
+        let mut abandon = Abandon { core: self.core.clone(), build_id: Some(build_id.clone()) };
+        let secret = secret();
+        let submission =
+            submission::prepare(&mut messages, &self.core, &self.shared, build_id, secret).await?;
+        let submission = Box::new(submission);
+        let Accepted { build, events } = self
+            .core
+            .ask(|reply| Message::Submit { submission, reply })
+            .await?
+            .map_err(Status::resource_exhausted)?;
+        abandon.build_id = None;
+        let core = self.core.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = messages.message().await {
+                let report = match message.body {
+                    Some(Body::Delivered(job)) => ClientReport::Delivered(job.job),
+                    Some(Body::OutputsMissing(job)) => ClientReport::OutputsMissing(job.job),
+                    Some(Body::Cancel(_)) => ClientReport::Cancel,
+                    _ => continue,
+                };
+                if core.tell(Message::Report { build, report }).await.is_err() {
+                    return;
+                }
+            }
+            // A client that has heard of the end closes its stream; one that goes away earlier
+            // wants its build no more.
+            let _ = core.tell(Message::Report { build, report: ClientReport::Cancel }).await;
+        });
+        let stream = futures::stream::unfold(events, |events| async {
+            let next = events.next().await?;
+            Some((Ok(next), events))
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<wire::CancelRequest>,
+    ) -> Result<Response<wire::CancelResponse>, Status> {
+        let build_id = request.into_inner().build_id;
+        let text = format!("no build {build_id:?} is running");
+        if self.core.ask(|reply| Message::Cancel { build_id, reply }).await? {
+            Ok(Response::new(wire::CancelResponse {}))
+        } else {
+            Err(Status::not_found(text))
+        }
+    }
+
+    async fn status(
+        &self,
+        _request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
+        Ok(Response::new(self.core.ask(|reply| Message::Status { reply }).await?))
+    }
+
+    async fn list_workers(
+        &self,
+        _request: Request<wire::ListWorkersRequest>,
+    ) -> Result<Response<wire::ListWorkersResponse>, Status> {
+        let workers = self.core.ask(|reply| Message::Workers { reply }).await?;
+        Ok(Response::new(wire::ListWorkersResponse { workers }))
+    }
+
+    async fn list_results(
+        &self,
+        request: Request<wire::ListResultsRequest>,
+    ) -> Result<Response<wire::ListResultsResponse>, Status> {
+        let results = self.shared.state.results(rows(request.into_inner().limit)).await;
+        let results = results.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::ListResultsResponse { results }))
+    }
+
+    async fn get_result(
+        &self,
+        request: Request<wire::GetResultRequest>,
+    ) -> Result<Response<wire::GetResultResponse>, Status> {
+        let result = self.shared.state.result(request.into_inner().job_id.to_vec()).await;
+        match result.map_err(|error| Status::internal(error.to_string()))? {
+            Some(result) => Ok(Response::new(wire::GetResultResponse { result: Some(result) })),
+            None => Err(Status::not_found("no result is known under this id")),
+        }
+    }
+
+    async fn list_builds(
+        &self,
+        request: Request<wire::ListBuildsRequest>,
+    ) -> Result<Response<wire::ListBuildsResponse>, Status> {
+        let builds = self.shared.state.builds(rows(request.into_inner().limit)).await;
+        let builds = builds.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::ListBuildsResponse { builds }))
+    }
+}
+
+fn rows(limit: u32) -> u32 {
+    if limit == 0 { DEFAULT_ROWS } else { limit.min(MAX_ROWS) }
+}
+
+/// A name for a build: sorts by time, unique without asking anybody.
+fn new_build_id() -> String {
+    format!("{:012x}-{:08x}", crate::event_log::unix_ms(), rand::random::<u32>())
+}

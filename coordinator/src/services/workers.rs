@@ -1,0 +1,91 @@
+//! The `Workers` service: a session's control stream, and where blobs are.
+
+use std::pin::Pin;
+
+use distbuild_proto::wire;
+use distbuild_proto::wire::from_worker::Body;
+use distbuild_proto::wire::workers_server::Workers;
+use futures::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::core::{Handle, Message};
+
+/// Version of the protocol that workers speak.
+const PROTOCOL: u32 = 1;
+/// Messages on the way to one worker.
+const WAITING_MESSAGES: usize = 1024;
+/// Blobs in one request to locate them.
+const MAX_LOCATED: usize = 4096;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkersService {
+    pub(crate) core: Handle,
+}
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Workers for WorkersService {
+    type SessionStream = BoxStream<wire::ToWorker>;
+    type LocateStream = BoxStream<wire::LocateResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::FromWorker>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|message| message.body);
+        let Some(Body::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("a session begins with a hello"));
+        };
+        if hello.protocol != PROTOCOL {
+            return Err(Status::failed_precondition(format!(
+                "the worker speaks protocol {}, this coordinator {PROTOCOL}",
+                hello.protocol
+            )));
+        }
+        if hello.store_id.is_empty() || hello.name.is_empty() {
+            return Err(Status::invalid_argument("a worker needs a name and a store"));
+        }
+        let hello = Box::new(hello);
+        let (outbox, to_worker) = mpsc::channel(WAITING_MESSAGES);
+        let joined = self.core.ask(|reply| Message::Join { hello, outbox, reply }).await?;
+        let core = self.core.clone();
+        tokio::spawn(async move {
+            let (session, connection) = (joined.session, joined.connection);
+            while let Ok(Some(message)) = messages.message().await {
+                let Some(body) = message.body else { continue };
+                let body = Box::new(body);
+                let message = Message::FromWorker { session, connection, body };
+                if core.tell(message).await.is_err() {
+                    return;
+                }
+            }
+            let _ = core.tell(Message::Disconnected { session, connection }).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(to_worker).map(Ok))))
+    }
+
+    async fn locate(
+        &self,
+        request: Request<wire::LocateRequest>,
+    ) -> Result<Response<Self::LocateStream>, Status> {
+        let request = request.into_inner();
+        let blobs = request.blobs.len();
+        if blobs == 0 || blobs > MAX_LOCATED {
+            return Err(Status::invalid_argument(format!(
+                "{blobs} blobs in one request, allowed are 1 to {MAX_LOCATED}"
+            )));
+        }
+        let (reply, answers) = mpsc::channel(blobs);
+        self.core.tell(Message::Locate { request, reply }).await?;
+        // What is known at once travels together; what has to be waited for follows.
+        let answers = ReceiverStream::new(answers)
+            .ready_chunks(blobs)
+            .map(|located| Ok(wire::LocateResponse { located }));
+        Ok(Response::new(Box::pin(answers)))
+    }
+}

@@ -1,0 +1,514 @@
+//! What survives a restart: results, known worker pools, finished builds. One SQLite file.
+//!
+//! A thread of its own owns the connection. Requests that wait together run in one transaction and
+//! are answered after its commit (group commit), so an answer means: recorded. Write-ahead logging
+//! makes the file safe for several processes, such as two embedded coordinators at once. A commit
+//! survives the death of any process; the last ones before a power failure may be lost, and then cost
+//! a rebuild, since a result is only a claim that is checked before it is used.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use distbuild_proto::{Digest, wire};
+use prost::Message;
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::oneshot;
+
+/// Requests that wait for the database thread at most; beyond it, callers wait.
+const WAITING_REQUESTS: usize = 4096;
+/// Requests in one transaction.
+const REQUESTS_PER_COMMIT: usize = 512;
+/// How long a transaction waits for another process.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Stores that are remembered as holders of one output tree.
+const MAX_HOLDERS: usize = 8;
+/// Written to `PRAGMA user_version`; a file of another version is refused.
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS action_result (
+    key BLOB PRIMARY KEY,          -- ActionKey
+    result BLOB NOT NULL,          -- JobResult
+    output_root BLOB,              -- wire Digest, to merge holders
+    holders TEXT NOT NULL,         -- store ids, one a line
+    finished_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS job_result (
+    key BLOB PRIMARY KEY,          -- JobKey
+    action BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS named_result (
+    job_id BLOB PRIMARY KEY,       -- the public id
+    name TEXT NOT NULL,
+    input_root BLOB,
+    action BLOB NOT NULL,
+    finished_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS named_by_time ON named_result (finished_ms);
+CREATE TABLE IF NOT EXISTS pool (properties TEXT PRIMARY KEY, seen_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS build (
+    id TEXT PRIMARY KEY,
+    summary BLOB NOT NULL,         -- BuildSummary
+    job_ids BLOB NOT NULL,         -- 20 bytes each
+    started_ms INTEGER NOT NULL
+);
+";
+
+type Reply = Box<dyn FnOnce(bool) + Send>;
+type Request = Box<dyn FnOnce(&Connection) -> Reply + Send>;
+
+/// A handle to the database thread; clones share it. The thread ends with the last handle.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    requests: mpsc::SyncSender<Request>,
+}
+
+/// A result as the cache holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct CachedResult {
+    pub(crate) result: wire::JobResult,
+    /// Stores that held the outputs when this was written.
+    pub(crate) holders: Vec<String>,
+}
+
+/// A successful execution, to be recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) action_key: [u8; 32],
+    pub(crate) result: wire::JobResult,
+    pub(crate) holder: String,
+}
+
+/// Ties a job to the action that it came down to.
+#[derive(Clone, Debug)]
+pub(crate) struct JobLink {
+    /// None for a job that may not be found by its key.
+    pub(crate) job_key: Option<[u8; 32]>,
+    pub(crate) action_key: [u8; 32],
+    pub(crate) job_id: [u8; 20],
+    pub(crate) name: String,
+    pub(crate) input_root: Digest,
+}
+
+impl State {
+    /// Opens or makes the file.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is no database, or was written by another version.
+    pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "cache_size", -64 * 1024)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found != 0 && found != SCHEMA_VERSION {
+            return Err(StateError::Version { found });
+        }
+        connection.execute_batch(SCHEMA)?;
+        connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        let (requests, receiver) = mpsc::sync_channel(WAITING_REQUESTS);
+        std::thread::Builder::new()
+            .name("state".to_owned())
+            .spawn(move || serve(&connection, &receiver))
+            .map_err(StateError::Thread)?;
+        Ok(Self { requests })
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let (reply, answer) = oneshot::channel();
+        let request: Request = Box::new(move |connection| {
+            let result = work(connection);
+            Box::new(move |committed| {
+                let result = match result {
+                    Ok(_) if !committed => Err(StateError::NotCommitted),
+                    other => other.map_err(StateError::from),
+                };
+                let _ = reply.send(result);
+            })
+        });
+        self.submit(request).await?;
+        answer.await.map_err(|_| StateError::Stopped)?
+    }
+
+    async fn submit(&self, request: Request) -> Result<(), StateError> {
+        let request = match self.requests.try_send(request) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::TrySendError::Disconnected(_)) => return Err(StateError::Stopped),
+            Err(mpsc::TrySendError::Full(request)) => request,
+        };
+        let requests = self.requests.clone();
+        tokio::task::spawn_blocking(move || requests.send(request))
+            .await
+            .map_err(|_| StateError::Stopped)?
+            .map_err(|_| StateError::Stopped)
+    }
+
+    /// The results of jobs by their keys, in order.
+    pub(crate) async fn jobs(
+        &self,
+        keys: Vec<Option<[u8; 32]>>,
+    ) -> Result<Vec<Option<CachedResult>>, StateError> {
+        self.call(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT a.result, a.holders FROM job_result j
+                 JOIN action_result a ON a.key = j.action WHERE j.key = ?1",
+            )?;
+            keys.iter().map(|key| look_up(&mut statement, key.as_ref())).collect()
+        })
+        .await
+    }
+
+    /// The results of actions by their keys, in order.
+    pub(crate) async fn actions(
+        &self,
+        keys: Vec<[u8; 32]>,
+    ) -> Result<Vec<Option<CachedResult>>, StateError> {
+        self.call(move |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT result, holders FROM action_result WHERE key = ?1")?;
+            keys.iter().map(|key| look_up(&mut statement, Some(key))).collect()
+        })
+        .await
+    }
+
+    /// Records a result and the jobs that it answers.
+    pub(crate) async fn record(
+        &self,
+        recorded: Option<Recorded>,
+        links: Vec<JobLink>,
+        now_ms: u64,
+    ) -> Result<(), StateError> {
+        self.call(move |connection| {
+            if let Some(recorded) = recorded {
+                record_result(connection, &recorded, now_ms)?;
+            }
+            for link in &links {
+                record_link(connection, link, now_ms)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Remembers a pool: the properties of a worker, `key=value` a line.
+    pub(crate) async fn remember_pool(
+        &self,
+        properties: String,
+        now_ms: u64,
+    ) -> Result<(), StateError> {
+        self.call(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO pool (properties, seen_ms) VALUES (?1, ?2)",
+                )?
+                .execute(params![properties, now_ms as i64])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Every pool that was ever remembered, latest seen last.
+    pub(crate) async fn pools(&self) -> Result<Vec<String>, StateError> {
+        self.call(|connection| {
+            connection
+                .prepare_cached("SELECT properties FROM pool ORDER BY seen_ms")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+        .await
+    }
+
+    /// Writes a build down, anew or again.
+    pub(crate) async fn record_build(
+        &self,
+        summary: wire::BuildSummary,
+        job_ids: Vec<u8>,
+    ) -> Result<(), StateError> {
+        self.call(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO build (id, summary, job_ids, started_ms) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (id) DO UPDATE SET summary = excluded.summary",
+                )?
+                .execute(params![
+                    summary.build_id,
+                    summary.encode_to_vec(),
+                    job_ids,
+                    summary.started_ms as i64
+                ])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The newest builds, newest first.
+    pub(crate) async fn builds(&self, limit: u32) -> Result<Vec<wire::FinishedBuild>, StateError> {
+        self.call(move |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT summary, job_ids FROM build ORDER BY started_ms DESC LIMIT ?1",
+                )?
+                .query_map([limit], |row| {
+                    let summary: Vec<u8> = row.get(0)?;
+                    let ids: Vec<u8> = row.get(1)?;
+                    let summary = decode(&summary)?;
+                    let job_ids = ids.chunks_exact(20).map(bytes::Bytes::copy_from_slice).collect();
+                    Ok(wire::FinishedBuild { summary: Some(summary), job_ids })
+                })?
+                .collect()
+        })
+        .await
+    }
+
+    /// The newest result under each public job id, newest first.
+    pub(crate) async fn results(&self, limit: u32) -> Result<Vec<wire::NamedResult>, StateError> {
+        self.call(move |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT n.job_id, n.name, n.input_root, a.result FROM named_result n
+                     JOIN action_result a ON a.key = n.action
+                     ORDER BY n.finished_ms DESC LIMIT ?1",
+                )?
+                .query_map([limit], named_result)?
+                .collect()
+        })
+        .await
+    }
+
+    /// The newest result under a public job id.
+    pub(crate) async fn result(
+        &self,
+        job_id: Vec<u8>,
+    ) -> Result<Option<wire::NamedResult>, StateError> {
+        self.call(move |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT n.job_id, n.name, n.input_root, a.result FROM named_result n
+                     JOIN action_result a ON a.key = n.action WHERE n.job_id = ?1",
+                )?
+                .query_row([job_id], named_result)
+                .optional()
+        })
+        .await
+    }
+}
+
+fn serve(connection: &Connection, requests: &mpsc::Receiver<Request>) {
+    while let Ok(first) = requests.recv() {
+        let begun = connection.execute_batch("BEGIN IMMEDIATE");
+        if let Err(error) = &begun {
+            tracing::error!(%error, "failed to begin a transaction");
+        }
+        let mut replies = Vec::new();
+        let mut next = Some(first);
+        while let Some(request) = next {
+            replies.push(request(connection));
+            next =
+                (replies.len() < REQUESTS_PER_COMMIT).then(|| requests.try_recv().ok()).flatten();
+        }
+        let committed = begun.is_ok()
+            && connection
+                .execute_batch("COMMIT")
+                .inspect_err(|error| {
+                    tracing::error!(%error, "failed to commit");
+                    let _ = connection.execute_batch("ROLLBACK");
+                })
+                .is_ok();
+        for reply in replies {
+            reply(committed);
+        }
+    }
+}
+
+fn decode<M: Message + Default>(bytes: &[u8]) -> rusqlite::Result<M> {
+    M::decode(bytes).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error))
+    })
+}
+
+/// An entry that cannot be decoded is a miss: it will be written anew.
+fn look_up(
+    statement: &mut rusqlite::CachedStatement<'_>,
+    key: Option<&[u8; 32]>,
+) -> rusqlite::Result<Option<CachedResult>> {
+    let Some(key) = key else { return Ok(None) };
+    let found = statement
+        .query_row([&key[..]], |row| {
+            let result: Vec<u8> = row.get(0)?;
+            let holders: String = row.get(1)?;
+            Ok((result, holders))
+        })
+        .optional()?;
+    Ok(found.and_then(|(result, holders)| {
+        Some(CachedResult {
+            result: wire::JobResult::decode(&result[..]).ok()?,
+            holders: holders.lines().map(str::to_owned).collect(),
+        })
+    }))
+}
+
+fn record_result(
+    connection: &Connection,
+    recorded: &Recorded,
+    now_ms: u64,
+) -> rusqlite::Result<()> {
+    let root = recorded.result.output_root.as_ref().map(Message::encode_to_vec);
+    let earlier: Option<(Option<Vec<u8>>, String)> = connection
+        .prepare_cached("SELECT output_root, holders FROM action_result WHERE key = ?1")?
+        .query_row([&recorded.action_key[..]], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let mut holders = vec![recorded.holder.as_str()];
+    if let Some((earlier_root, earlier_holders)) = &earlier
+        && *earlier_root == root
+    {
+        let others = earlier_holders.lines().filter(|holder| *holder != recorded.holder);
+        holders.extend(others.take(MAX_HOLDERS - 1));
+    }
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO action_result (key, result, output_root, holders, finished_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            &recorded.action_key[..],
+            recorded.result.encode_to_vec(),
+            root,
+            holders.join("\n"),
+            now_ms as i64
+        ])?;
+    Ok(())
+}
+
+fn record_link(connection: &Connection, link: &JobLink, now_ms: u64) -> rusqlite::Result<()> {
+    if let Some(job_key) = &link.job_key {
+        connection
+            .prepare_cached("INSERT OR REPLACE INTO job_result (key, action) VALUES (?1, ?2)")?
+            .execute(params![&job_key[..], &link.action_key[..]])?;
+    }
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO named_result (job_id, name, input_root, action, finished_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            &link.job_id[..],
+            link.name,
+            wire::Digest::from(link.input_root).encode_to_vec(),
+            &link.action_key[..],
+            now_ms as i64
+        ])?;
+    Ok(())
+}
+
+fn named_result(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::NamedResult> {
+    let job_id: Vec<u8> = row.get(0)?;
+    let input_root: Option<Vec<u8>> = row.get(2)?;
+    let result: Vec<u8> = row.get(3)?;
+    Ok(wire::NamedResult {
+        job_id: job_id.into(),
+        name: row.get(1)?,
+        input_root: input_root.map(|root| decode(&root)).transpose()?,
+        result: Some(decode(&result)?),
+    })
+}
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// SQLite failed.
+    #[error("the state database failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A file of another version of distbuild.
+    #[error(
+        "the state database has version {found}, this program writes version {SCHEMA_VERSION}; \
+         use another --state directory or the program that wrote it"
+    )]
+    Version {
+        /// The version in the file.
+        found: i64,
+    },
+    /// The transaction was not committed; see the log.
+    #[error("the state database did not commit")]
+    NotCommitted,
+    /// The database thread has ended.
+    #[error("the state database is closed")]
+    Stopped,
+    /// The database thread did not start.
+    #[error("failed to start the thread of the state database: {0}")]
+    Thread(std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use distbuild_proto::DigestFunction;
+
+    fn recorded(key: u8, holder: &str) -> Recorded {
+        let root = DigestFunction::Blake3.digest(b"");
+        let result = wire::JobResult { output_root: Some(root.into()), ..Default::default() };
+        Recorded { action_key: [key; 32], result, holder: holder.to_owned() }
+    }
+
+    fn link(key: u8) -> JobLink {
+        JobLink {
+            job_key: Some([key; 32]),
+            action_key: [key; 32],
+            job_id: [key; 20],
+            name: format!("job {key}"),
+            input_root: DigestFunction::Blake3.digest(b""),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_recorded_result_is_found_by_job_and_by_action_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let state = State::open(&path).unwrap();
+        state.record(Some(recorded(1, "a")), vec![link(1)], 5).await.unwrap();
+        drop(state);
+        let state = State::open(&path).unwrap();
+        let jobs = state.jobs(vec![Some([1; 32]), Some([2; 32]), None]).await.unwrap();
+        assert_eq!(jobs[0].as_ref().unwrap().holders, ["a"]);
+        assert!(jobs[1].is_none() && jobs[2].is_none());
+        assert!(state.actions(vec![[1; 32]]).await.unwrap()[0].is_some());
+        assert_eq!(state.result(vec![1; 20]).await.unwrap().unwrap().name, "job 1");
+    }
+
+    #[tokio::test]
+    async fn holders_of_equal_outputs_are_merged_and_of_others_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("state.db")).unwrap();
+        state.record(Some(recorded(1, "a")), vec![], 5).await.unwrap();
+        state.record(Some(recorded(1, "b")), vec![], 6).await.unwrap();
+        let holders = |found: Vec<Option<CachedResult>>| found[0].clone().unwrap().holders;
+        assert_eq!(holders(state.actions(vec![[1; 32]]).await.unwrap()), ["b", "a"]);
+        let mut other = recorded(1, "c");
+        other.result.output_root = Some(DigestFunction::Blake3.digest(b"other").into());
+        state.record(Some(other), vec![], 7).await.unwrap();
+        assert_eq!(holders(state.actions(vec![[1; 32]]).await.unwrap()), ["c"]);
+    }
+
+    #[tokio::test]
+    async fn two_processes_may_use_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let (one, two) = (State::open(&path).unwrap(), State::open(&path).unwrap());
+        one.record(Some(recorded(1, "a")), vec![link(1)], 5).await.unwrap();
+        two.record(Some(recorded(2, "b")), vec![link(2)], 6).await.unwrap();
+        assert_eq!(one.results(10).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_another_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(State::open(&path), Err(StateError::Version { found: 99 })));
+    }
+}
