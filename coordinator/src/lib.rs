@@ -4,6 +4,7 @@
 //! [`core`]: one task that owns the pure scheduler and performs its effects. Bytes never pass through
 //! the core: [`relay`] carries them between lenders and readers.
 
+mod archive;
 mod config;
 mod core;
 mod event_log;
@@ -24,6 +25,7 @@ use distbuild_proto::wire::builds_server::BuildsServer;
 use distbuild_proto::wire::workers_server::WorkersServer;
 use tokio_util::sync::CancellationToken;
 
+pub use archive::Archive;
 pub use config::{Config, Limits};
 pub use state::StateError;
 
@@ -55,10 +57,10 @@ impl Coordinator {
         let limits = Arc::new(config.limits);
         let store = StoreConfig {
             max_bytes: limits.max_store_bytes,
-            ..StoreConfig::new(config.state.join("coordinator-store"))
+            ..StoreConfig::new(config.state.join(Archive::STORE))
         };
         let shared = Shared {
-            state: state::State::open(&config.state.join("state.db"))?,
+            state: state::State::open(&config.state.join(Archive::FILE))?,
             relay: relay::Relay::default(),
             metadata: metadata::Metadata::new(limits.max_metadata_bytes),
             store: DiskStore::open(store)?,

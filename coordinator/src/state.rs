@@ -24,7 +24,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stores that are remembered as holders of one output tree.
 const MAX_HOLDERS: usize = 8;
 /// Written to `PRAGMA user_version`; a file of another version is refused.
-const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = 1;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS action_result (
@@ -254,13 +254,7 @@ impl State {
                 .prepare_cached(
                     "SELECT summary, job_ids FROM build ORDER BY started_ms DESC LIMIT ?1",
                 )?
-                .query_map([limit], |row| {
-                    let summary: Vec<u8> = row.get(0)?;
-                    let ids: Vec<u8> = row.get(1)?;
-                    let summary = decode(&summary)?;
-                    let job_ids = ids.chunks_exact(20).map(bytes::Bytes::copy_from_slice).collect();
-                    Ok(wire::FinishedBuild { summary: Some(summary), job_ids })
-                })?
+                .query_map([limit], finished_build)?
                 .collect()
         })
         .await
@@ -406,7 +400,7 @@ fn record_link(connection: &Connection, link: &JobLink, now_ms: u64) -> rusqlite
     Ok(())
 }
 
-fn named_result(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::NamedResult> {
+pub(crate) fn named_result(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::NamedResult> {
     let job_id: Vec<u8> = row.get(0)?;
     let input_root: Option<Vec<u8>> = row.get(2)?;
     let result: Vec<u8> = row.get(3)?;
@@ -416,6 +410,13 @@ fn named_result(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::NamedResult> 
         input_root: input_root.map(|root| decode(&root)).transpose()?,
         result: Some(decode(&result)?),
     })
+}
+
+pub(crate) fn finished_build(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::FinishedBuild> {
+    let summary: Vec<u8> = row.get(0)?;
+    let ids: Vec<u8> = row.get(1)?;
+    let job_ids = ids.chunks_exact(20).map(bytes::Bytes::copy_from_slice).collect();
+    Ok(wire::FinishedBuild { summary: Some(decode(&summary)?), job_ids })
 }
 
 /// Why the state cannot be read or written.

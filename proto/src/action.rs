@@ -17,16 +17,16 @@ use crate::wire;
 /// Where the steps of a [`Layout::Root`] action see their input root.
 pub const ROOT_DIR: &str = "/distbuild/root";
 
-/// The environment that every native command starts from, sorted by name.
+/// The environment that every native command starts from, `NAME=value` sorted by name.
 ///
 /// `SOURCE_DATE_EPOCH` is the date of every file that a job sees, 1980-01-01.
-pub const FIXED_ENVIRONMENT: [(&str, &str); 6] = [
-    ("HOME", "/distbuild/home"),
-    ("LANG", "C.UTF-8"),
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-    ("SOURCE_DATE_EPOCH", "315532800"),
-    ("TMPDIR", "/tmp"),
-    ("TZ", "UTC"),
+pub const FIXED_ENVIRONMENT: [&str; 6] = [
+    "HOME=/distbuild/home",
+    "LANG=C.UTF-8",
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "SOURCE_DATE_EPOCH=315532800",
+    "TMPDIR=/tmp",
+    "TZ=UTC",
 ];
 
 /// How an input root appears to the steps.

@@ -226,10 +226,8 @@ impl Directory {
         }
         let mut directories = Vec::with_capacity(message.directories.len());
         for node in message.directories {
-            directories.push(DirectoryNode {
-                name: Name::new(&node.name)?,
-                digest: digest(node.digest)?,
-            });
+            directories
+                .push(DirectoryNode { name: Name::new(&node.name)?, digest: digest(node.digest)? });
         }
         let mut symlinks = Vec::with_capacity(message.symlinks.len());
         for node in message.symlinks {

@@ -1,3 +1,50 @@
 //! The worker: agent, sandbox, peers; runs actions and collects their outputs.
+//!
+//! Model: an *agent* (this process, or a part of it) holds a session with the coordinator and runs what it is
+//! assigned. It owns the store, and all bytes enter and leave through it. It neither mounts nor forks:
+//! a *helper* process, the same binary started anew, serves the file system and starts the jobs, each half
+//! over a socket of its own; both end when the agent does.
+//!
+//! | modules | hold |
+//! |---|---|
+//! | [`worker`] with [`config`], [`error`] | the public face: start, drain, shut down |
+//! | `session`, `outbox`, `agent` | the control stream, what is said over it, what is heard |
+//! | `attempt`, `report`, `output`, `clock`, `job_spec` | one action from assignment to report |
+//! | `inputs`, `wants`, `fetch`, `reading`, `channels` | how contents get here when a command reads them |
+//! | `peers`, `lend`, `serving` | how they leave for other workers and clients |
+//! | `trees` | what is kept for whom |
+//! | [`helper`], `helper_process`, `fs_client`, `run_dir` | the helper process and the directories of a run |
+//! | [`sandbox`] | where commands run |
+//!
+//! It never decides what runs where, and never keeps a result that the coordinator has not acknowledged.
 
+mod agent;
+mod attempt;
+mod channels;
+mod clock;
+pub mod config;
+pub mod error;
+mod fetch;
+mod fs_client;
+pub mod helper;
+mod helper_process;
+mod inputs;
+mod job_spec;
+mod lend;
+mod outbox;
+mod output;
+mod peers;
+mod reading;
+mod report;
+mod run_dir;
 pub mod sandbox;
+mod serving;
+mod session;
+mod trees;
+mod wants;
+pub mod worker;
+
+pub use config::{Limits, WorkerConfig};
+pub use error::WorkerError;
+pub use helper::{HELPER_COMMAND, helper_main};
+pub use worker::{RunningWorker, Worker};

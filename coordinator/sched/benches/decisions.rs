@@ -89,19 +89,9 @@ fn graph(jobs: u32, form: Form) -> Graph {
 fn fleet(scheduler: &mut Scheduler, workers: u32) {
     let property = |value: &str| BTreeMap::from([("arch".to_owned(), value.to_owned())]);
     for selector in 0..2 {
-        let properties = if selector == 0 {
-            BTreeMap::new()
-        } else {
-            property("amd64")
-        };
+        let properties = if selector == 0 { BTreeMap::new() } else { property("amd64") };
         let selector = SelectorId(selector);
-        scheduler.handle(
-            Time(0),
-            Event::SelectorDefined {
-                selector,
-                properties,
-            },
-        );
+        scheduler.handle(Time(0), Event::SelectorDefined { selector, properties });
     }
     for worker in 0..workers {
         let event = Event::WorkerJoined {
@@ -118,10 +108,7 @@ fn fleet(scheduler: &mut Scheduler, workers: u32) {
 /// Time this thread has spent on a processor; the kernel counts it in nanoseconds.
 fn cpu_seconds() -> std::io::Result<f64> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
-    let nanoseconds = text
-        .split_whitespace()
-        .next()
-        .and_then(|field| field.parse::<f64>().ok());
+    let nanoseconds = text.split_whitespace().next().and_then(|field| field.parse::<f64>().ok());
     let unreadable = || std::io::Error::other("schedstat holds no time");
     Ok(nanoseconds.ok_or_else(unreadable)? / 1e9)
 }
@@ -136,16 +123,7 @@ fn measure(jobs: u32, workers: u32, form: Form) -> std::io::Result<Outcome> {
     let start = cpu_seconds()?;
     let build = BuildId(1);
     let user = UserId(1);
-    scheduler.handle(
-        Time(0),
-        Event::Submitted {
-            build,
-            user,
-            class: 1,
-            keep_going: true,
-            graph,
-        },
-    );
+    scheduler.handle(Time(0), Event::Submitted { build, user, class: 1, keep_going: true, graph });
     let bytes_waiting = LIVE.load(Ordering::Relaxed) - before;
     let mut bytes_most = bytes_waiting;
     loop {
@@ -156,9 +134,7 @@ fn measure(jobs: u32, workers: u32, form: Form) -> std::io::Result<Outcome> {
                     let mut bytes = [0; 32];
                     bytes[..8]
                         .copy_from_slice(&key.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-                    let answer = Answer::Miss {
-                        key: Some(ActionKey(bytes)),
-                    };
+                    let answer = Answer::Miss { key: Some(ActionKey(bytes)) };
                     scheduler.handle(Time(now), Event::LookedUp { job, answer });
                 }
                 Effect::Assign { attempt, .. } => {
@@ -179,13 +155,7 @@ fn measure(jobs: u32, workers: u32, form: Form) -> std::io::Result<Outcome> {
             now += 1;
             bytes_most = bytes_most.max(LIVE.load(Ordering::Relaxed) - before);
         }
-        scheduler.handle(
-            Time(now),
-            Event::AttemptEnded {
-                attempt,
-                end: AttemptEnd::Succeeded,
-            },
-        );
+        scheduler.handle(Time(now), Event::AttemptEnded { attempt, end: AttemptEnd::Succeeded });
         if running.is_empty()
             && let Some(at) = scheduler.poll_timeout()
         {
@@ -196,13 +166,7 @@ fn measure(jobs: u32, workers: u32, form: Form) -> std::io::Result<Outcome> {
     let seconds = cpu_seconds()? - start;
     drop(running);
     let bytes_left = LIVE.load(Ordering::Relaxed).saturating_sub(before);
-    Ok(Outcome {
-        decisions,
-        seconds,
-        bytes_waiting,
-        bytes_most,
-        bytes_left,
-    })
+    Ok(Outcome { decisions, seconds, bytes_waiting, bytes_most, bytes_left })
 }
 
 fn main() -> std::io::Result<()> {

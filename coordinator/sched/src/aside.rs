@@ -51,10 +51,7 @@ impl Aside {
 
     /// An execution that has waited long enough; it stays until removed.
     pub(crate) fn due(&self, now: Time) -> Option<u32> {
-        self.due
-            .first()
-            .filter(|(until, _)| *until <= now)
-            .map(|(_, execution)| *execution)
+        self.due.first().filter(|(until, _)| *until <= now).map(|(_, execution)| *execution)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -29,8 +29,7 @@ impl Scheduler {
             return;
         };
         let owner = self.owner(self.executions[execution].leader);
-        self.queue
-            .learn(owner, self.now.ms_since(attempt.assigned_at));
+        self.queue.learn(owner, self.now.ms_since(attempt.assigned_at));
         let worker = &self.fleet.workers[attempt.worker];
         let ended = Ended {
             execution,
@@ -44,11 +43,7 @@ impl Scheduler {
 
     /// The one place that says what every end means.
     pub(crate) fn ended(&mut self, ended: Ended, end: AttemptEnd) {
-        let Ended {
-            execution: id,
-            attempt,
-            ..
-        } = ended;
+        let Ended { execution: id, attempt, .. } = ended;
         let execution = &mut self.executions[id];
         execution.stage = Stage::Loose;
         execution.avoid = None;
@@ -57,9 +52,7 @@ impl Scheduler {
             AttemptEnd::Failed => self.fail_execution(id, Outcome::Failed { attempt }),
             AttemptEnd::TimedOut => self.fail_execution(id, Outcome::TimedOut { attempt }),
             AttemptEnd::OutOfMemory => self.out_of_memory(id),
-            AttemptEnd::Infra {
-                lost_inputs: true, ..
-            } => {
+            AttemptEnd::Infra { lost_inputs: true, .. } => {
                 let tries = &mut execution.tries;
                 tries.inputs_lost = tries.inputs_lost.saturating_add(1);
                 if tries.inputs_lost > self.config.max_lost_inputs {
@@ -119,10 +112,7 @@ impl Scheduler {
         let execution = &mut self.executions[id];
         let tries = &mut execution.tries;
         tries.counted = tries.counted.saturating_add(1);
-        let Resources {
-            milli_cores,
-            memory_bytes,
-        } = execution.need.resources;
+        let Resources { milli_cores, memory_bytes } = execution.need.resources;
         let mut doubled = execution.need;
         doubled.resources = Resources::new(milli_cores, memory_bytes.saturating_mul(2));
         let last = tries.more_memory || tries.counted >= self.config.max_attempts;
@@ -148,11 +138,7 @@ impl Scheduler {
             self.detach(at);
             self.set_state(at, State::Absent);
         }
-        if self
-            .executions
-            .get(id)
-            .is_some_and(|execution| execution.stage == Stage::Loose)
-        {
+        if self.executions.get(id).is_some_and(|execution| execution.stage == Stage::Loose) {
             self.enqueue(id);
         }
         for at in lacking {
@@ -216,10 +202,7 @@ impl Scheduler {
         let mut dead = vec![at.index];
         while let Some(index) = dead.pop() {
             for position in self.builds[build].user_span(index) {
-                let user = JobAt {
-                    build,
-                    index: self.builds[build].user_at(position),
-                };
+                let user = JobAt { build, index: self.builds[build].user_at(position) };
                 if self.job(user).state == State::Waiting {
                     self.die(user, Outcome::Skipped { dependency: cause });
                     dead.push(user.index);

@@ -139,8 +139,7 @@ impl Fleet {
         let worker = &self.workers[slot];
         let pool = &mut self.pools[worker.pool];
         *pool.capacities.entry(worker.capacity).or_default() += 1;
-        self.rooms
-            .insert(&mut pool.root, slot, worker.id, worker.free);
+        self.rooms.insert(&mut pool.root, slot, worker.id, worker.free);
         self.free = self.free.plus(worker.free);
     }
 
@@ -165,12 +164,7 @@ impl Fleet {
 
     pub(crate) fn define(&mut self, id: SelectorId, properties: Properties) {
         let matching = |(_, pool): &(u32, &Pool)| includes(&pool.properties, &properties);
-        let pools = self
-            .pools
-            .iter()
-            .filter(matching)
-            .map(|(id, _)| id)
-            .collect();
+        let pools = self.pools.iter().filter(matching).map(|(id, _)| id).collect();
         self.selectors.insert(id, Selector { properties, pools });
     }
 
@@ -206,13 +200,9 @@ impl Fleet {
     pub(crate) fn roomiest(&mut self, need: Need, avoid: Option<u32>) -> Option<u32> {
         let avoid = avoid.filter(|slot| self.rooms.holds(*slot));
         if let Some(slot) = avoid {
-            self.rooms
-                .remove(&mut self.pools[self.workers[slot].pool].root, slot);
+            self.rooms.remove(&mut self.pools[self.workers[slot].pool].root, slot);
         }
-        let pools = self
-            .selectors
-            .get(&need.selector)
-            .map(|selector| &selector.pools);
+        let pools = self.selectors.get(&need.selector).map(|selector| &selector.pools);
         let found = pools
             .into_iter()
             .flatten()
@@ -228,10 +218,7 @@ impl Fleet {
 
     /// Why no online worker could ever take `need`; `None` if some could.
     pub(crate) fn why_not(&self, need: Need) -> Option<NoWorkerReason> {
-        let pools = self
-            .selectors
-            .get(&need.selector)
-            .map(|selector| &selector.pools);
+        let pools = self.selectors.get(&need.selector).map(|selector| &selector.pools);
         let mut reason = NoWorkerReason::NoMatch;
         for pool in pools.into_iter().flatten() {
             for capacity in self.pools[*pool].capacities.keys() {
@@ -246,15 +233,8 @@ impl Fleet {
 
     /// Members of every pool that a selector matches, by slot within a pool.
     pub(crate) fn matching(&self, selector: SelectorId) -> impl Iterator<Item = u32> {
-        let pools = self
-            .selectors
-            .get(&selector)
-            .map(|selector| &selector.pools);
-        pools
-            .into_iter()
-            .flatten()
-            .flat_map(|pool| &self.pools[*pool].members)
-            .copied()
+        let pools = self.selectors.get(&selector).map(|selector| &selector.pools);
+        pools.into_iter().flatten().flat_map(|pool| &self.pools[*pool].members).copied()
     }
 
     /// Takes resources for an attempt. The caller knows that they fit.
@@ -314,10 +294,7 @@ impl Fleet {
         for (slot, worker) in self.workers.iter() {
             let indexed = !worker.draining && worker.reserved_for.is_none();
             if self.rooms.holds(slot) != indexed {
-                return Err(format!(
-                    "worker {:?} is wrongly (not) in the room index",
-                    worker.id
-                ));
+                return Err(format!("worker {:?} is wrongly (not) in the room index", worker.id));
             }
             if self.slots.get(&worker.id) != Some(&slot) {
                 return Err(format!("worker {:?} has no slot", worker.id));
@@ -328,10 +305,7 @@ impl Fleet {
             reserved += u32::from(worker.reserved_for.is_some());
         }
         if (free, reserved) != (self.free, self.reserved) {
-            return Err(format!(
-                "free {} or reserved {} is wrong",
-                self.free, self.reserved
-            ));
+            return Err(format!("free {} or reserved {} is wrong", self.free, self.reserved));
         }
         for selector in self.selectors.values() {
             for (id, pool) in self.pools.iter() {
@@ -346,7 +320,5 @@ impl Fleet {
 }
 
 fn includes(offered: &Properties, asked: &Properties) -> bool {
-    asked
-        .iter()
-        .all(|(name, value)| offered.get(name) == Some(value))
+    asked.iter().all(|(name, value)| offered.get(name) == Some(value))
 }

@@ -85,10 +85,7 @@ impl Graph {
         if let Some(&dependency) = deps.iter().find(|&&dep| dep >= job) {
             return Err(GraphError::NotBefore { job, dependency });
         }
-        let need = Need {
-            selector: spec.selector,
-            resources: spec.resources,
-        };
+        let need = Need { selector: spec.selector, resources: spec.resources };
         let next = self.needs.len() as u32;
         let need = *self.need_ids.entry(need).or_insert_with(|| {
             self.needs.push(need);
@@ -133,10 +130,7 @@ mod tests {
         let mut graph = Graph::new();
         assert_eq!(graph.push(&[], spec()), Ok(0));
         assert_eq!(graph.push(&[0], spec()), Ok(1));
-        let error = GraphError::NotBefore {
-            job: 2,
-            dependency: 2,
-        };
+        let error = GraphError::NotBefore { job: 2, dependency: 2 };
         assert_eq!(graph.push(&[0, 2], spec()), Err(error));
         assert_eq!((graph.len(), graph.deps.len()), (2, 1));
     }

@@ -23,9 +23,7 @@ impl Scheduler {
         self.check_executions()?;
         self.check_queue()?;
         let stalled = self.stalled();
-        ensure(stalled.is_none(), || {
-            format!("{stalled:?} is queued although there is room")
-        })
+        ensure(stalled.is_none(), || format!("{stalled:?} is queued although there is room"))
     }
 
     fn check_workers(&self) -> Check {
@@ -33,10 +31,7 @@ impl Scheduler {
         for (slot, worker) in self.fleet.workers.iter() {
             let mut used = Resources::default();
             for id in &worker.attempts {
-                let attempt = self
-                    .attempts
-                    .get(id)
-                    .filter(|attempt| attempt.worker == slot);
+                let attempt = self.attempts.get(id).filter(|attempt| attempt.worker == slot);
                 let attempt = attempt.ok_or_else(|| format!("{id:?} is not on {:?}", worker.id))?;
                 used = used.plus(attempt.resources);
                 attempts += 1;
@@ -48,28 +43,17 @@ impl Scheduler {
                 )
             })?;
             if let Some(shape) = worker.reserved_for {
-                let reserved = self
-                    .queue
-                    .shapes
-                    .get(shape)
-                    .and_then(|shape| shape.reserved);
-                ensure(reserved == Some(slot), || {
-                    format!("{:?} is kept for no shape", worker.id)
-                })?;
+                let reserved = self.queue.shapes.get(shape).and_then(|shape| shape.reserved);
+                ensure(reserved == Some(slot), || format!("{:?} is kept for no shape", worker.id))?;
             }
             for (_, id) in &worker.line {
-                let stands = self
-                    .aside
-                    .workers(*id)
-                    .is_some_and(|workers| workers.contains(&slot));
+                let stands = self.aside.workers(*id).is_some_and(|workers| workers.contains(&slot));
                 ensure(stands, || {
                     format!("execution {id} does not know its line at {:?}", worker.id)
                 })?;
             }
         }
-        ensure(attempts == self.attempts.len(), || {
-            "an attempt is on no worker".to_owned()
-        })
+        ensure(attempts == self.attempts.len(), || "an attempt is on no worker".to_owned())
     }
 
     fn check_builds(&self) -> Check {
@@ -88,25 +72,15 @@ impl Scheduler {
             lookups_out += asked;
             let kept = (build.unended, build.awaited, build.lookups_out);
             ensure((unended, awaited, asked) == kept, || {
-                format!(
-                    "{:?} counts {kept:?}, is {:?}",
-                    build.id,
-                    (unended, awaited, asked)
-                )
+                format!("{:?} counts {kept:?}, is {:?}", build.id, (unended, awaited, asked))
             })?;
-            ensure(unended + awaited > 0, || {
-                format!("{:?} is over but not ended", build.id)
-            })?;
+            ensure(unended + awaited > 0, || format!("{:?} is over but not ended", build.id))?;
             ensure(self.build_slots.get(&build.id) == Some(&slot), || {
                 format!("{:?} has no slot", build.id)
             })?;
         }
-        ensure(counts == self.counts, || {
-            format!("{counts:?} jobs counted as {:?}", self.counts)
-        })?;
-        ensure(lookups_out == self.lookups_out, || {
-            "look-ups are miscounted".to_owned()
-        })
+        ensure(counts == self.counts, || format!("{counts:?} jobs counted as {:?}", self.counts))?;
+        ensure(lookups_out == self.lookups_out, || "look-ups are miscounted".to_owned())
     }
 
     fn check_job(&self, build: &Build, at: JobAt) -> Check {
@@ -114,19 +88,15 @@ impl Scheduler {
         let wrong =
             |what: &str| format!("{:?} is {:?}: {what}", build.job_ref(at.index), job.state);
         let missing = build.missing_deps(at.index);
-        ensure(
-            (job.execution != NONE) == (job.state == State::Executing),
-            || wrong("executions belong to executing jobs"),
-        )?;
+        ensure((job.execution != NONE) == (job.state == State::Executing), || {
+            wrong("executions belong to executing jobs")
+        })?;
         match job.state {
             State::Absent | State::Present | State::Dead => {
                 ensure(job.ended, || wrong("nothing is done about it"))
             }
             State::Waiting => ensure(missing > 0 && missing == job.deps_left, || {
-                wrong(&format!(
-                    "{missing} dependencies are missing, {} counted",
-                    job.deps_left
-                ))
+                wrong(&format!("{missing} dependencies are missing, {} counted", job.deps_left))
             }),
             State::LookUpQueued => ensure(missing == 0 && (job.asked || build.in_round), || {
                 wrong("it is never looked up")
@@ -135,9 +105,7 @@ impl Scheduler {
             State::Executing => {
                 let execution = self.executions.get(job.execution);
                 let execution = execution.ok_or_else(|| wrong("it has no execution"))?;
-                ensure(missing == 0 || execution.is_running(), || {
-                    wrong("its inputs are missing")
-                })?;
+                ensure(missing == 0 || execution.is_running(), || wrong("its inputs are missing"))?;
                 ensure(execution.jobs().any(|job| job == at), || {
                     wrong("it is not part of its execution")
                 })
@@ -171,35 +139,21 @@ impl Scheduler {
                     }
                 }
                 Stage::Running { attempt } => {
-                    let owner = self
-                        .attempts
-                        .get(&attempt)
-                        .and_then(|attempt| attempt.execution);
-                    ensure(owner == Some(id), || {
-                        format!("execution {id} has lost {attempt:?}")
-                    })?;
+                    let owner = self.attempts.get(&attempt).and_then(|attempt| attempt.execution);
+                    ensure(owner == Some(id), || format!("execution {id} has lost {attempt:?}"))?;
                 }
             }
             if let Some(key) = &execution.key {
                 keys += 1;
-                ensure(self.by_key.get(key) == Some(&id), || {
-                    format!("{key:?} runs twice")
-                })?;
+                ensure(self.by_key.get(key) == Some(&id), || format!("{key:?} runs twice"))?;
             }
         }
-        ensure(keys == self.by_key.len(), || {
-            "a key has no execution".to_owned()
-        })?;
-        ensure(aside == self.aside.len(), || {
-            "something aside is no execution".to_owned()
-        })?;
+        ensure(keys == self.by_key.len(), || "a key has no execution".to_owned())?;
+        ensure(aside == self.aside.len(), || "something aside is no execution".to_owned())?;
         ensure(members == self.counts[State::Executing as usize], || {
             "jobs and executions do not agree".to_owned()
         })?;
-        let mut running = self
-            .attempts
-            .values()
-            .filter_map(|attempt| attempt.execution);
+        let mut running = self.attempts.values().filter_map(|attempt| attempt.execution);
         ensure(running.all(|id| self.executions.get(id).is_some()), || {
             "an attempt has no execution and was not cancelled".to_owned()
         })
@@ -211,20 +165,14 @@ impl Scheduler {
             let execution = self.executions.get(id);
             let execution = execution.ok_or_else(|| format!("lane {lane} holds no execution"))?;
             let placed = (execution.stage, execution.seq) == (Stage::Queued { lane }, seq);
-            ensure(placed && seen.insert(id), || {
-                format!("execution {id} is in a wrong queue")
-            })?;
+            ensure(placed && seen.insert(id), || format!("execution {id} is in a wrong queue"))?;
         }
         let queued = |(_, execution): &(u32, &crate::execution::Execution)| {
             matches!(execution.stage, Stage::Queued { .. })
         };
         let queued = self.executions.iter().filter(queued).count();
         ensure(seen.len() == queued && queued == self.queue.len, || {
-            format!(
-                "{queued} executions queued, {} found, {} counted",
-                seen.len(),
-                self.queue.len
-            )
+            format!("{queued} executions queued, {} found, {} counted", seen.len(), self.queue.len)
         })?;
         ensure(self.queue.next().is_none() && self.freed.is_empty(), || {
             "a decision was left open".to_owned()

@@ -189,10 +189,7 @@ impl Build {
     }
 
     pub(crate) fn job_ref(&self, index: u32) -> JobRef {
-        JobRef {
-            build: self.id,
-            index,
-        }
+        JobRef { build: self.id, index }
     }
 
     pub(crate) fn deps(&self, index: u32) -> &[u32] {

@@ -156,9 +156,7 @@ impl Scheduler {
     pub(crate) fn enqueue(&mut self, id: u32) {
         let execution = &self.executions[id];
         let owner = self.owner(execution.leader);
-        let lane = self
-            .queue
-            .push(self.now, id, execution.seq, owner, execution.need);
+        let lane = self.queue.push(self.now, id, execution.seq, owner, execution.need);
         self.executions[id].stage = Stage::Queued { lane };
     }
 
@@ -217,10 +215,7 @@ impl Scheduler {
         self.set_state(at, State::Present);
         self.builds[at.build].set_holders(at.index, holders);
         let job = self.job_mut(at);
-        job.tries = Tries {
-            workers_lost: job.tries.workers_lost,
-            ..Tries::default()
-        };
+        job.tries = Tries { workers_lost: job.tries.workers_lost, ..Tries::default() };
         if job.ended {
             let job = self.job_ref(at);
             self.emit(Effect::Remade { job, how });
@@ -228,10 +223,7 @@ impl Scheduler {
             self.end(at, Outcome::Succeeded { how });
         }
         for position in self.builds[at.build].user_span(at.index) {
-            let user = JobAt {
-                build: at.build,
-                index: self.builds[at.build].user_at(position),
-            };
+            let user = JobAt { build: at.build, index: self.builds[at.build].user_at(position) };
             if self.job(user).state == State::Waiting {
                 let job = self.job_mut(user);
                 job.deps_left -= 1;

@@ -92,19 +92,13 @@ impl Scheduler {
             let until = ready_at.plus_ms(self.config.retry_elsewhere_ms);
             return match avoid.filter(|slot| self.fleet.has_room(*slot, need)) {
                 Some(slot) if until <= self.now => Place::At(slot),
-                Some(_) => Place::Aside {
-                    until,
-                    workers: Vec::new(),
-                },
+                Some(_) => Place::Aside { until, workers: Vec::new() },
                 None => Place::NoRoom,
             };
         };
         let mut preferred = self.preferred(id);
         preferred.retain(|slot| Some(*slot) != avoid);
-        if let Some(slot) = preferred
-            .iter()
-            .find(|slot| self.fleet.has_room(**slot, need))
-        {
+        if let Some(slot) = preferred.iter().find(|slot| self.fleet.has_room(**slot, need)) {
             return Place::At(*slot);
         }
         preferred.retain(|slot| self.fleet.workers[*slot].line.len() < self.config.locality_line);
@@ -112,10 +106,7 @@ impl Scheduler {
         if until <= self.now || preferred.is_empty() {
             return Place::At(roomiest);
         }
-        Place::Aside {
-            until,
-            workers: preferred,
-        }
+        Place::Aside { until, workers: preferred }
     }
 
     /// The workers that hold the outputs of most of a job's dependencies and could take it.
@@ -148,13 +139,11 @@ impl Scheduler {
         let (leader, resources) = (execution.leader, execution.need.resources);
         match execution.stage {
             Stage::Queued { lane } => {
-                self.queue
-                    .start(self.now, lane, execution.seq, resources.milli_cores);
+                self.queue.start(self.now, lane, execution.seq, resources.milli_cores);
             }
             _ => {
                 self.take_from_aside(id);
-                self.queue
-                    .start_aside(self.owner(leader), resources.milli_cores);
+                self.queue.start_aside(self.owner(leader), resources.milli_cores);
             }
         }
         self.last_attempt += 1;
@@ -176,13 +165,7 @@ impl Scheduler {
             },
         );
         let (job, worker) = (self.job_ref(leader), self.fleet.workers[slot].id);
-        self.emit(Effect::Assign {
-            attempt,
-            number,
-            job,
-            worker,
-            resources,
-        });
+        self.emit(Effect::Assign { attempt, number, job, worker, resources });
         self.release_reserved();
     }
 
@@ -220,8 +203,7 @@ impl Scheduler {
         };
         let shapes: Vec<u32> = self.queue.closed().filter(overtaken).collect();
         for shape in shapes {
-            self.queue
-                .overtaken(self.now, shape, self.config.reserve_after_ms);
+            self.queue.overtaken(self.now, shape, self.config.reserve_after_ms);
         }
     }
 
@@ -243,11 +225,7 @@ impl Scheduler {
             self.fleet.workers[*slot].reserved_for.is_none() && self.fleet.could_take(*slot, need)
         };
         let freest = |slot: &u32| self.fleet.workers[*slot].free;
-        let chosen = self
-            .fleet
-            .matching(need.selector)
-            .filter(candidate)
-            .max_by_key(freest);
+        let chosen = self.fleet.matching(need.selector).filter(candidate).max_by_key(freest);
         match chosen.filter(|_| self.fleet.reserved < most) {
             Some(slot) => {
                 self.queue.shapes[shape].reserved = Some(slot);
@@ -301,11 +279,7 @@ impl Scheduler {
     /// Ends what has waited for the queue time-out while no online worker could ever take it.
     pub(crate) fn expire(&mut self, shape: u32) {
         loop {
-            let Some(since) = self
-                .queue
-                .shapes
-                .get(shape)
-                .and_then(|shape| shape.hopeless_since)
+            let Some(since) = self.queue.shapes.get(shape).and_then(|shape| shape.hopeless_since)
             else {
                 return;
             };
@@ -354,22 +328,11 @@ impl Scheduler {
         };
         self.freed.remove(&slot);
         for attempt in gone.attempts {
-            let ended = self
-                .attempts
-                .remove(&attempt)
-                .and_then(|attempt| attempt.execution);
+            let ended = self.attempts.remove(&attempt).and_then(|attempt| attempt.execution);
             if let Some(execution) = ended {
-                let ended = Ended {
-                    execution,
-                    attempt,
-                    worker,
-                    store: gone.store,
-                    worker_lost: lost,
-                };
-                let end = AttemptEnd::Infra {
-                    blame: Blame::Worker,
-                    lost_inputs: false,
-                };
+                let ended =
+                    Ended { execution, attempt, worker, store: gone.store, worker_lost: lost };
+                let end = AttemptEnd::Infra { blame: Blame::Worker, lost_inputs: false };
                 self.ended(ended, end);
             }
         }

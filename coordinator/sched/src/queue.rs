@@ -111,11 +111,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn new(max_exact_shapes: usize, ageing_ms: u64) -> Self {
-        Self {
-            max_exact_shapes,
-            ageing_ms,
-            ..Self::default()
-        }
+        Self { max_exact_shapes, ageing_ms, ..Self::default() }
     }
 
     /// Puts an execution into its lane, by `seq`; returns the lane.
@@ -138,24 +134,14 @@ impl Queue {
             shape,
             account,
             executions: BTreeMap::new(),
-            rank: Rank {
-                level: 0,
-                tag: 0,
-                seq,
-                lane: 0,
-            },
+            rank: Rank { level: 0, tag: 0, seq, lane: 0 },
             served_at: now,
             starved: false,
             timer,
         });
         self.timers.insert((timer, Due::Starve(lane)));
         self.lane_ids.insert((shape, account), lane);
-        let Account {
-            owner,
-            virtual_time,
-            lanes,
-            ..
-        } = &mut self.accounts[account];
+        let Account { owner, virtual_time, lanes, .. } = &mut self.accounts[account];
         if lanes.is_empty() {
             let class = self.classes.entry(owner.class).or_default();
             class.idle.remove(&(*virtual_time, account));
@@ -219,13 +205,7 @@ impl Queue {
 
     /// Takes an execution out because it starts.
     pub(crate) fn start(&mut self, now: Time, lane: u32, seq: u64, milli_cores: u32) {
-        let Lane {
-            account,
-            shape,
-            served_at,
-            starved,
-            ..
-        } = &mut self.lanes[lane];
+        let Lane { account, shape, served_at, starved, .. } = &mut self.lanes[lane];
         (*served_at, *starved) = (now, false);
         let account = *account;
         let shape = &mut self.shapes[*shape];
@@ -292,12 +272,7 @@ impl Queue {
             true => (0, lane.served_at.0),
             false => (u16::from(account.owner.class) + 1, account.virtual_time),
         };
-        lane.rank = Rank {
-            level,
-            tag,
-            seq,
-            lane: id,
-        };
+        lane.rank = Rank { level, tag, seq, lane: id };
         if lane.rank != old || !shape.ranks.contains(&old) {
             shape.ranks.remove(&old);
             shape.ranks.insert(lane.rank);
@@ -358,10 +333,8 @@ impl Queue {
             if let Some(mut shape) = self.shapes.remove(id) {
                 self.released.extend(shape.reserved.take());
                 self.shape_ids.remove(&shape.key);
-                for (timer, due) in shape
-                    .timers
-                    .into_iter()
-                    .zip([Due::Reserve(id), Due::Expire(id)])
+                for (timer, due) in
+                    shape.timers.into_iter().zip([Due::Reserve(id), Due::Expire(id)])
                 {
                     timer.map(|at| self.timers.remove(&(at, due)));
                 }
@@ -380,23 +353,13 @@ impl Queue {
     /// The next in order within a shape.
     pub(crate) fn head(&self, shape: u32) -> Option<u32> {
         let rank = self.shapes.get(shape)?.ranks.first()?;
-        self.lanes[rank.lane]
-            .executions
-            .first_key_value()
-            .map(|(_, &execution)| execution)
+        self.lanes[rank.lane].executions.first_key_value().map(|(_, &execution)| execution)
     }
 
     /// The first of every lane of a shape.
     pub(crate) fn heads(&self, shape: u32) -> impl Iterator<Item = u32> {
-        let lanes = self.shapes[shape]
-            .ranks
-            .iter()
-            .map(|rank| &self.lanes[rank.lane]);
-        lanes.filter_map(|lane| {
-            lane.executions
-                .first_key_value()
-                .map(|(_, &execution)| execution)
-        })
+        let lanes = self.shapes[shape].ranks.iter().map(|rank| &self.lanes[rank.lane]);
+        lanes.filter_map(|lane| lane.executions.first_key_value().map(|(_, &execution)| execution))
     }
 
     /// The shape of a lane.
@@ -420,10 +383,7 @@ impl Queue {
 
     /// Whether the head of a closed shape comes before `rank` in the order.
     pub(crate) fn is_before(&self, shape: u32, rank: Rank) -> bool {
-        self.shapes[shape]
-            .ranks
-            .first()
-            .is_some_and(|first| *first < rank)
+        self.shapes[shape].ranks.first().is_some_and(|first| *first < rank)
     }
 
     /// Notes that a shape was overtaken, and looks again after `reserve_after_ms`.
@@ -497,9 +457,7 @@ impl Queue {
     /// Every queued execution with its lane.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64, u32)> {
         self.lanes.iter().flat_map(|(id, lane)| {
-            lane.executions
-                .iter()
-                .map(move |(&seq, &execution)| (id, seq, execution))
+            lane.executions.iter().map(move |(&seq, &execution)| (id, seq, execution))
         })
     }
 }

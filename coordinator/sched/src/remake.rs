@@ -29,10 +29,7 @@ impl Scheduler {
         self.set_state(at, State::Absent);
         self.builds[at.build].set_holders(at.index, &[]);
         for position in self.builds[at.build].user_span(at.index) {
-            let user = JobAt {
-                build: at.build,
-                index: self.builds[at.build].user_at(position),
-            };
+            let user = JobAt { build: at.build, index: self.builds[at.build].user_at(position) };
             let job = self.job(user);
             match job.state {
                 State::Waiting => {

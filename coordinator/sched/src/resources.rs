@@ -14,10 +14,7 @@ pub struct Resources {
 impl Resources {
     /// A vector of these parts.
     pub const fn new(milli_cores: u32, memory_bytes: u64) -> Self {
-        Self {
-            milli_cores,
-            memory_bytes,
-        }
+        Self { milli_cores, memory_bytes }
     }
 
     /// Whether all of this can be taken from `free`.
@@ -44,25 +41,15 @@ impl Resources {
     /// Every part rounded up to a power of two, so that near-equal requests become equal.
     pub(crate) fn rounded_up(self) -> Self {
         Self {
-            milli_cores: self
-                .milli_cores
-                .checked_next_power_of_two()
-                .unwrap_or(u32::MAX),
-            memory_bytes: self
-                .memory_bytes
-                .checked_next_power_of_two()
-                .unwrap_or(u64::MAX),
+            milli_cores: self.milli_cores.checked_next_power_of_two().unwrap_or(u32::MAX),
+            memory_bytes: self.memory_bytes.checked_next_power_of_two().unwrap_or(u64::MAX),
         }
     }
 }
 
 impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} milli-cores, {} bytes of memory",
-            self.milli_cores, self.memory_bytes
-        )
+        write!(f, "{} milli-cores, {} bytes of memory", self.milli_cores, self.memory_bytes)
     }
 }
 
@@ -81,19 +68,13 @@ mod tests {
     #[test]
     fn nothing_is_taken_that_is_not_there() {
         let free = Resources::new(2000, 100);
-        assert_eq!(
-            free.minus(Resources::new(500, 100)),
-            Some(Resources::new(1500, 0))
-        );
+        assert_eq!(free.minus(Resources::new(500, 100)), Some(Resources::new(1500, 0)));
         assert_eq!(free.minus(Resources::new(500, 101)), None);
     }
 
     #[test]
     fn rounding_goes_up_and_sticks_at_the_end() {
-        assert_eq!(
-            Resources::new(1000, 5).rounded_up(),
-            Resources::new(1024, 8)
-        );
+        assert_eq!(Resources::new(1000, 5).rounded_up(), Resources::new(1024, 8));
         let most = Resources::new(u32::MAX, u64::MAX);
         assert_eq!(most.rounded_up(), most);
     }

@@ -84,9 +84,7 @@ impl RoomIndex {
     }
 
     fn node_mut(&mut self, at: u32) -> &mut Node {
-        self.nodes[at as usize]
-            .as_mut()
-            .expect("a node of the tree")
+        self.nodes[at as usize].as_mut().expect("a node of the tree")
     }
 
     fn max_memory(&self, at: u32) -> u64 {

@@ -78,38 +78,20 @@ impl Scheduler {
     pub fn handle(&mut self, now: Time, event: Event) {
         self.now = self.now.max(now);
         match event {
-            Event::WorkerJoined {
-                worker,
-                store,
-                properties,
-                capacity,
-                draining,
-            } => {
-                if let Some(slot) = self
-                    .fleet
-                    .join(worker, store, properties, capacity, draining)
-                {
+            Event::WorkerJoined { worker, store, properties, capacity, draining } => {
+                if let Some(slot) = self.fleet.join(worker, store, properties, capacity, draining) {
                     self.freed.insert(slot);
                     self.review_closed();
                 }
             }
             Event::WorkerLeft { worker, lost } => self.worker_left(worker, lost),
             Event::WorkerDrained { worker } => self.worker_drained(worker),
-            Event::SelectorDefined {
-                selector,
-                properties,
-            } => {
+            Event::SelectorDefined { selector, properties } => {
                 self.fleet.define(selector, properties);
                 self.reopen_selector(selector);
                 self.review_closed();
             }
-            Event::Submitted {
-                build,
-                user,
-                class,
-                keep_going,
-                graph,
-            } => {
+            Event::Submitted { build, user, class, keep_going, graph } => {
                 if !self.build_slots.contains_key(&build) {
                     self.submitted(Build::new(build, user, class, keep_going, graph));
                 }
@@ -201,10 +183,7 @@ impl Scheduler {
 
     pub(crate) fn owner(&self, at: JobAt) -> Owner {
         let build = &self.builds[at.build];
-        Owner {
-            class: build.class,
-            user: build.user,
-        }
+        Owner { class: build.class, user: build.user }
     }
 
     pub(crate) fn set_state(&mut self, at: JobAt, state: State) {

@@ -13,10 +13,7 @@ pub(crate) struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self {
-            entries: Vec::new(),
-            free: Vec::new(),
-        }
+        Self { entries: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -59,17 +56,13 @@ impl<T> Index<u32> for Slab<T> {
     type Output = T;
 
     fn index(&self, index: u32) -> &T {
-        self.entries[index as usize]
-            .as_ref()
-            .expect("the index of a live value")
+        self.entries[index as usize].as_ref().expect("the index of a live value")
     }
 }
 
 impl<T> IndexMut<u32> for Slab<T> {
     fn index_mut(&mut self, index: u32) -> &mut T {
-        self.entries[index as usize]
-            .as_mut()
-            .expect("the index of a live value")
+        self.entries[index as usize].as_mut().expect("the index of a live value")
     }
 }
 

@@ -92,9 +92,7 @@ impl Scheduler {
         let job = self.job(self.at(job)?);
         match job.state {
             State::Absent | State::Present | State::Dead => None,
-            State::Waiting => Some(WaitReason::Dependencies {
-                left: job.deps_left,
-            }),
+            State::Waiting => Some(WaitReason::Dependencies { left: job.deps_left }),
             State::LookUpQueued | State::LookingUp => Some(WaitReason::LookUp),
             State::Executing => {
                 let execution = self.executions.get(job.execution)?;
@@ -114,17 +112,12 @@ impl Scheduler {
         let execution = &self.executions[id];
         let shape = &self.queue.shapes[self.queue.shape_of(lane)];
         if let Some(reason) = self.fleet.why_not(execution.need) {
-            let since = shape
-                .hopeless_since
-                .unwrap_or(self.now)
-                .max(execution.ready_at);
+            let since = shape.hopeless_since.unwrap_or(self.now).max(execution.ready_at);
             let until = since.plus_ms(self.config.queue_timeout_ms);
             return WaitReason::NoWorker { reason, until };
         }
         match shape.reserved {
-            Some(slot) => WaitReason::Reserved {
-                worker: self.fleet.workers[slot].id,
-            },
+            Some(slot) => WaitReason::Reserved { worker: self.fleet.workers[slot].id },
             None => WaitReason::Busy,
         }
     }
@@ -133,12 +126,8 @@ impl Scheduler {
     /// is none between events; if there ever is, the scheduler has lost a wake-up. Costs as much as
     /// one decision for every distinct request in the queue.
     pub fn stalled(&mut self) -> Option<JobRef> {
-        let heads: Vec<u32> = self
-            .queue
-            .shapes
-            .iter()
-            .filter_map(|(shape, _)| self.queue.head(shape))
-            .collect();
+        let heads: Vec<u32> =
+            self.queue.shapes.iter().filter_map(|(shape, _)| self.queue.head(shape)).collect();
         let stalled = heads.into_iter().find(|id| {
             let need = self.executions[*id].need;
             self.fleet.roomiest(need, None).is_some()

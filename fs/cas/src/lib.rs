@@ -4,6 +4,7 @@
 //!   [`Layout`] says where a blob lies, for who only reads; [`Lease`] and [`TreeLease`] keep blobs.
 //! - [`BlobStore`]: what every store can do; [`MemoryStore`] does it without a disk.
 //! - [`Filler`]: fills a near store from a far [`Source`], each blob once, small ones together.
+//! - [`ingest`]: source trees on the user's machine, pruned to what jobs declare, and lending from them.
 //! - [`materialize()`] and [`tree_from_directory`]: trees out of and into a store.
 
 mod adopt;
@@ -15,6 +16,7 @@ mod error;
 mod evict;
 mod filler;
 mod index;
+pub mod ingest;
 mod layout;
 mod lease;
 mod lock;

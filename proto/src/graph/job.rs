@@ -1,6 +1,5 @@
 //! `Job`: one node of a valid graph, and what it is lowered into.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -219,14 +218,18 @@ impl Variable {
 
 /// The fixed environment, overridden by the job's, then by the command's; sorted by name.
 fn environment(env: &[Variable], environ: &[Variable]) -> Vec<Bytes> {
-    let mut merged: BTreeMap<&[u8], Bytes> = FIXED_ENVIRONMENT
-        .iter()
-        .map(|(name, value)| (name.as_bytes(), format!("{name}={value}").into()))
-        .collect();
-    for variable in env.iter().chain(environ) {
-        merged.insert(variable.name(), variable.entry.render().into());
-    }
-    merged.into_values().collect()
+    let fixed = FIXED_ENVIRONMENT.iter().map(|entry| Bytes::from_static(entry.as_bytes()));
+    let given = env.iter().chain(environ).map(|variable| variable.entry.render().into());
+    let mut entries: Vec<Bytes> = fixed.chain(given).collect();
+    entries.reverse();
+    // Stable: of equal names the latest comes first, and stays.
+    entries.sort_by(|a, b| name(a).cmp(name(b)));
+    entries.dedup_by(|earlier, latest| name(earlier) == name(latest));
+    entries
+}
+
+fn name(entry: &[u8]) -> &[u8] {
+    entry.split(|byte| *byte == b'=').next().unwrap_or_default()
 }
 
 /// A working directory; a relative one starts at the source directory.

@@ -116,8 +116,8 @@ impl Graph {
         nearest(name, self.file_order.iter().map(|index| self.job(*index).name()))
     }
 
-    /// The message of a job; dependencies are called by name. A graph that is read from the messages
-    /// of all jobs, in any order, has equal records for all of them.
+    /// The message of a job; dependencies are called by id or name. A graph read from the messages
+    /// of all jobs, in any order, has the same records.
     pub fn to_wire(&self, index: JobIndex) -> wire::Job {
         let job = self.job(index);
         let dep = |dep: &JobIndex| {

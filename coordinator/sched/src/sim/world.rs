@@ -82,10 +82,7 @@ impl World {
             runs: BTreeMap::new(),
             builds: BTreeMap::new(),
             unended: options.builds,
-            report: Report {
-                trace: 0xcbf2_9ce4_8422_2325,
-                ..Report::default()
-            },
+            report: Report { trace: 0xcbf2_9ce4_8422_2325, ..Report::default() },
             options,
         };
         for (id, platform) in ["", PLATFORMS[0], PLATFORMS[1]].into_iter().enumerate() {
@@ -119,14 +116,12 @@ impl World {
 
     fn plan(&mut self, in_ms: u64, happening: Happening) {
         self.entries += 1;
-        self.agenda
-            .insert((self.now.plus_ms(in_ms), self.entries), happening);
+        self.agenda.insert((self.now.plus_ms(in_ms), self.entries), happening);
     }
 
     pub(super) fn run(mut self) -> Result<Report, String> {
         let seed = self.options.seed;
-        self.run_to_end()
-            .map_err(|what| format!("seed {seed}, at {} ms: {what}", self.now.0))?;
+        self.run_to_end().map_err(|what| format!("seed {seed}, at {} ms: {what}", self.now.0))?;
         self.report.took_ms = self.now.0;
         Ok(self.report)
     }
@@ -136,9 +131,8 @@ impl World {
             let planned = self.agenda.first_key_value().map(|((at, _), _)| *at);
             let timeout = self.scheduler.poll_timeout();
             let next = planned.into_iter().chain(timeout).min();
-            self.now = next
-                .ok_or("nothing is left to happen, but builds have not ended")?
-                .max(self.now);
+            self.now =
+                next.ok_or("nothing is left to happen, but builds have not ended")?.max(self.now);
             if planned.is_some_and(|at| at <= self.now) {
                 if let Some((_, happening)) = self.agenda.pop_first() {
                     self.happen(happening)?;
@@ -255,11 +249,7 @@ impl World {
                 resources: REQUESTS[self.random.below(20).saturating_sub(16) as usize],
                 selector,
                 requested,
-                state: if cached {
-                    JobState::Cached { holders }
-                } else {
-                    JobState::Unknown
-                },
+                state: if cached { JobState::Cached { holders } } else { JobState::Unknown },
             };
             graph.push(&deps, spec).map_err(|error| error.to_string())?;
             books.deps.push(deps);
@@ -276,13 +266,7 @@ impl World {
         }
         let user = UserId(self.random.below(3));
         let (class, keep_going) = (self.random.below(3) as u8, self.random.percent(50));
-        self.tell(Event::Submitted {
-            build,
-            user,
-            class,
-            keep_going,
-            graph,
-        })
+        self.tell(Event::Submitted { build, user, class, keep_going, graph })
     }
 
     fn obey(&mut self, effect: Effect) -> Result<(), String> {
@@ -293,13 +277,9 @@ impl World {
                 self.plan(after, Happening::Tell(Event::LookedUp { job, answer }));
                 Ok(())
             }
-            Effect::Assign {
-                attempt,
-                number,
-                job,
-                worker,
-                resources,
-            } => self.assign(attempt, number, job, worker, resources),
+            Effect::Assign { attempt, number, job, worker, resources } => {
+                self.assign(attempt, number, job, worker, resources)
+            }
             Effect::CancelAttempt { attempt } => {
                 self.plan(1, Happening::End(attempt, AttemptEnd::Cancelled));
                 Ok(())
@@ -311,10 +291,7 @@ impl World {
                 Ok(())
             }
             Effect::RemakeFailed { job, outcome: _ } => {
-                let books = self
-                    .builds
-                    .get_mut(&job.build)
-                    .ok_or("a forgotten build is remade")?;
+                let books = self.builds.get_mut(&job.build).ok_or("a forgotten build is remade")?;
                 books.settled.insert(job.index);
                 Ok(())
             }
@@ -324,17 +301,13 @@ impl World {
 
     fn answer(&mut self) -> Answer {
         if self.random.percent(10) {
-            return Answer::Hit {
-                holders: vec![StoreId(self.random.below(self.options.workers))],
-            };
+            return Answer::Hit { holders: vec![StoreId(self.random.below(self.options.workers))] };
         }
         // Few keys, so that jobs meet.
         let key = self.random.below(self.options.jobs * 4).to_le_bytes();
         let mut bytes = [0; 32];
         bytes[..4].copy_from_slice(&key);
-        Answer::Miss {
-            key: self.random.percent(70).then_some(ActionKey(bytes)),
-        }
+        Answer::Miss { key: self.random.percent(70).then_some(ActionKey(bytes)) }
     }
 
     fn assign(
@@ -346,53 +319,26 @@ impl World {
         resources: Resources,
     ) -> Result<(), String> {
         self.report.attempts += 1;
-        let books = self
-            .builds
-            .get_mut(&job.build)
-            .ok_or("a forgotten build is run")?;
+        let books = self.builds.get_mut(&job.build).ok_or("a forgotten build is run")?;
         let index = job.index as usize;
-        if let Some(dep) = books.deps[index]
-            .iter()
-            .find(|dep| !books.present[**dep as usize])
-        {
+        if let Some(dep) = books.deps[index].iter().find(|dep| !books.present[**dep as usize]) {
             return Err(format!("{job:?} runs without the outputs of {dep}"));
         }
         if number <= books.numbers[index] {
-            return Err(format!(
-                "{job:?} has attempt {number} after {}",
-                books.numbers[index]
-            ));
+            return Err(format!("{job:?} has attempt {number} after {}", books.numbers[index]));
         }
         books.numbers[index] = number;
         let selector = books.selectors[index];
-        let host = self
-            .hosts
-            .iter_mut()
-            .position(|host| host.session == Some(worker));
+        let host = self.hosts.iter_mut().position(|host| host.session == Some(worker));
         let host =
             host.ok_or_else(|| format!("{job:?} runs on {worker:?}, which is not online"))?;
-        let Host {
-            platform,
-            free,
-            draining,
-            ..
-        } = &mut self.hosts[host];
+        let Host { platform, free, draining, .. } = &mut self.hosts[host];
         let asked = ["", PLATFORMS[0], PLATFORMS[1]][selector.0 as usize];
         if *draining || !(asked.is_empty() || asked == *platform) {
-            return Err(format!(
-                "{job:?} runs on {worker:?}, which does not take it"
-            ));
+            return Err(format!("{job:?} runs on {worker:?}, which does not take it"));
         }
-        *free = free
-            .minus(resources)
-            .ok_or_else(|| format!("{worker:?} is over-committed"))?;
-        self.runs.insert(
-            attempt,
-            Run {
-                host: host as u32,
-                resources,
-            },
-        );
+        *free = free.minus(resources).ok_or_else(|| format!("{worker:?} is over-committed"))?;
+        self.runs.insert(attempt, Run { host: host as u32, resources });
         self.plan(1, Happening::Tell(Event::AttemptStarted { attempt }));
         let end = self.draw_end(job);
         let runs_ms = 2 + u64::from(self.random.below(400));
@@ -413,34 +359,19 @@ impl World {
             1 => AttemptEnd::Rejected,
             2 => AttemptEnd::Cancelled,
             3 => {
-                let deps = self
-                    .builds
-                    .get(&job.build)
-                    .map(|books| &books.deps[job.index as usize]);
+                let deps = self.builds.get(&job.build).map(|books| &books.deps[job.index as usize]);
                 if let Some(&index) = deps.and_then(|deps| deps.first()) {
-                    let job = JobRef {
-                        build: job.build,
-                        index,
-                    };
+                    let job = JobRef { build: job.build, index };
                     self.plan(1, Happening::Tell(Event::OutputsLost { job }));
                 }
-                AttemptEnd::Infra {
-                    blame,
-                    lost_inputs: true,
-                }
+                AttemptEnd::Infra { blame, lost_inputs: true }
             }
-            _ => AttemptEnd::Infra {
-                blame,
-                lost_inputs: false,
-            },
+            _ => AttemptEnd::Infra { blame, lost_inputs: false },
         }
     }
 
     fn job_ended(&mut self, job: JobRef, outcome: Outcome) -> Result<(), String> {
-        let books = self
-            .builds
-            .get_mut(&job.build)
-            .ok_or("a job of a forgotten build ends")?;
+        let books = self.builds.get_mut(&job.build).ok_or("a job of a forgotten build ends")?;
         if let Some(before) = books.ended[job.index as usize].replace(outcome) {
             return Err(format!("{job:?} ends twice: {before:?}, {outcome:?}"));
         }
@@ -482,9 +413,7 @@ impl World {
         match open {
             // Whether it was cancelled before or after its last job ended is not in the books.
             Some(index) if !cancelled && self.options.cancel_percent == 0 => {
-                return Err(format!(
-                    "{build:?} ends before its job {index} is delivered"
-                ));
+                return Err(format!("{build:?} ends before its job {index} is delivered"));
             }
             _ => {}
         }
@@ -495,20 +424,13 @@ impl World {
 
 fn properties(platform: &str) -> BTreeMap<String, String> {
     let pair = |value: &str| ("arch".to_owned(), value.to_owned());
-    (!platform.is_empty())
-        .then(|| pair(platform))
-        .into_iter()
-        .collect()
+    (!platform.is_empty()).then(|| pair(platform)).into_iter().collect()
 }
 
 fn kind(outcome: Outcome) -> &'static str {
     match outcome {
-        Outcome::Succeeded {
-            how: How::Executed { .. },
-        } => "executed",
-        Outcome::Succeeded {
-            how: How::Joined { .. },
-        } => "joined",
+        Outcome::Succeeded { how: How::Executed { .. } } => "executed",
+        Outcome::Succeeded { how: How::Joined { .. } } => "joined",
         Outcome::Succeeded { how: How::Cached } => "cached",
         Outcome::Succeeded { how: How::CutOff } => "cut off",
         Outcome::Succeeded { how: How::Unneeded } => "unneeded",

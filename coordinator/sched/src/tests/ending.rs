@@ -44,10 +44,7 @@ fn an_infrastructure_error_is_retried_on_another_worker_within_the_bound() {
         last = worker;
         rig.end(attempt, BROKEN);
     }
-    let reason = InfraReason::AttemptsExhausted {
-        attempts: 3,
-        blame: Blame::Worker,
-    };
+    let reason = InfraReason::AttemptsExhausted { attempts: 3, blame: Blame::Worker };
     assert_eq!(rig.outcomes(), [(at(1, 0), infra(reason))]);
 }
 
@@ -67,18 +64,9 @@ fn attempts_of_a_job_are_numbered_from_one() {
     let mut rig = one_job(2);
     let (_, attempt) = rig.runs(at(1, 0));
     rig.tell(Event::AttemptStarted { attempt });
-    rig.scheduler.handle(
-        crate::Time(5),
-        Event::AttemptEnded {
-            attempt,
-            end: BROKEN,
-        },
-    );
+    rig.scheduler.handle(crate::Time(5), Event::AttemptEnded { attempt, end: BROKEN });
     let assign = rig.scheduler.poll_effect();
-    assert!(
-        matches!(assign, Some(Effect::Assign { number: 2, .. })),
-        "{assign:?}"
-    );
+    assert!(matches!(assign, Some(Effect::Assign { number: 2, .. })), "{assign:?}");
 }
 
 #[test]
@@ -89,9 +77,7 @@ fn out_of_memory_is_retried_once_with_twice_as_much() {
     let (_, attempt) = rig.runs(at(1, 0));
     assert_eq!(rig.scheduler.stats().free, Resources::new(3000, 14 * GIB));
     rig.end(attempt, AttemptEnd::OutOfMemory);
-    let reason = InfraReason::OutOfMemory {
-        memory_bytes: 2 * GIB,
-    };
+    let reason = InfraReason::OutOfMemory { memory_bytes: 2 * GIB };
     assert_eq!(rig.outcomes(), [(at(1, 0), infra(reason))]);
 }
 
@@ -99,22 +85,11 @@ fn out_of_memory_is_retried_once_with_twice_as_much() {
 fn out_of_memory_ends_a_job_at_once_if_no_worker_has_more() {
     let mut rig = Rig::new();
     rig.join(1, 1);
-    rig.submit(
-        1,
-        &[(
-            &[],
-            JobSpec {
-                resources: Resources::new(1000, 3 * GIB),
-                ..job(1)
-            },
-        )],
-    );
+    rig.submit(1, &[(&[], JobSpec { resources: Resources::new(1000, 3 * GIB), ..job(1) })]);
     rig.miss();
     let (_, attempt) = rig.runs(at(1, 0));
     rig.end(attempt, AttemptEnd::OutOfMemory);
-    let reason = InfraReason::OutOfMemory {
-        memory_bytes: 3 * GIB,
-    };
+    let reason = InfraReason::OutOfMemory { memory_bytes: 3 * GIB };
     assert_eq!(rig.outcomes(), [(at(1, 0), infra(reason))]);
 }
 
@@ -136,11 +111,7 @@ fn the_jobs_of_a_lost_worker_run_elsewhere() {
     let (second, _) = rig.runs(at(1, 0));
     assert_ne!(first, second);
     rig.end(attempt, AttemptEnd::Succeeded);
-    assert_eq!(
-        rig.outcomes(),
-        [],
-        "a report of an attempt that is over changes nothing"
-    );
+    assert_eq!(rig.outcomes(), [], "a report of an attempt that is over changes nothing");
 }
 
 #[test]
@@ -168,9 +139,7 @@ fn workers_that_said_goodbye_do_not_count_for_quarantine() {
 fn a_drained_worker_finishes_its_job_and_gets_no_other() {
     let mut rig = one_job(1);
     let (worker, attempt) = rig.runs(at(1, 0));
-    rig.tell(Event::WorkerDrained {
-        worker: crate::WorkerId(worker),
-    });
+    rig.tell(Event::WorkerDrained { worker: crate::WorkerId(worker) });
     rig.submit(2, &[(&[], job(1))]);
     rig.miss();
     rig.succeed(attempt);
@@ -184,13 +153,8 @@ fn a_drained_worker_finishes_its_job_and_gets_no_other() {
 fn the_first_failure_skips_dependents_and_cancels_the_rest() {
     let mut rig = Rig::new();
     rig.join(1, 2);
-    let jobs: &[(&[u32], JobSpec)] = &[
-        (&[], job(1)),
-        (&[], job(1)),
-        (&[], job(1)),
-        (&[0], job(1)),
-        (&[3], job(1)),
-    ];
+    let jobs: &[(&[u32], JobSpec)] =
+        &[(&[], job(1)), (&[], job(1)), (&[], job(1)), (&[0], job(1)), (&[3], job(1))];
     rig.submit_as(1, 0, 0, false, jobs);
     rig.miss();
     let running = rig.assigned();
@@ -207,11 +171,7 @@ fn the_first_failure_skips_dependents_and_cancels_the_rest() {
     assert_eq!(rig.outcomes(), expected);
     assert_eq!(rig.cancellations(), [running[1].2]);
     assert_eq!(rig.builds_ended(), [1]);
-    assert_eq!(
-        rig.scheduler.stats().free.milli_cores,
-        1000,
-        "held until the attempt ends"
-    );
+    assert_eq!(rig.scheduler.stats().free.milli_cores, 1000, "held until the attempt ends");
     rig.end(running[1].2, AttemptEnd::Cancelled);
     assert_eq!(rig.scheduler.stats().free.milli_cores, 2000);
 }
@@ -255,24 +215,16 @@ fn a_failure_ends_every_job_that_joined() {
 fn cancelling_a_build_ends_all_of_it_and_gives_up_its_outputs() {
     let mut rig = Rig::new();
     rig.join(1, 1);
-    rig.submit(
-        1,
-        &[(&[], job(1)), (&[], job(1)), (&[], job(1)), (&[2], job(1))],
-    );
+    rig.submit(1, &[(&[], job(1)), (&[], job(1)), (&[], job(1)), (&[2], job(1))]);
     rig.miss();
     let (_, attempt) = rig.runs(at(1, 0));
     rig.succeed(attempt);
     let (_, attempt) = rig.runs(at(1, 1));
     rig.outcomes();
     rig.tell(Event::Cancelled { build: BuildId(1) });
-    let ended: Vec<_> = (1..4)
-        .map(|index| (at(1, index), Outcome::Cancelled))
-        .collect();
+    let ended: Vec<_> = (1..4).map(|index| (at(1, index), Outcome::Cancelled)).collect();
     assert_eq!(rig.outcomes(), ended);
-    assert_eq!(
-        (rig.cancellations(), rig.builds_ended()),
-        (vec![attempt], vec![1])
-    );
+    assert_eq!((rig.cancellations(), rig.builds_ended()), (vec![attempt], vec![1]));
 }
 
 #[test]

@@ -75,10 +75,7 @@ fn a_users_jobs_run_in_the_order_they_came() {
     rig.miss();
     let (_, mut attempt) = rig.runs(at(1, 0));
     let started = serve(&mut rig, &mut attempt, 4, 10);
-    assert_eq!(
-        started,
-        (1..5).map(|index| at(1, index)).collect::<Vec<_>>()
-    );
+    assert_eq!(started, (1..5).map(|index| at(1, index)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -91,17 +88,9 @@ fn a_low_class_starts_something_within_the_ageing_time_however_much_else_comes()
     rig.submit_as(2, 2, 200, true, &flood(2));
     rig.miss();
     let started = serve(&mut rig, &mut attempt, 31, 1000);
-    assert_eq!(
-        started.iter().filter(|job| job.build.0 == 2).count(),
-        1,
-        "{started:?}"
-    );
+    assert_eq!(started.iter().filter(|job| job.build.0 == 2).count(), 1, "{started:?}");
     let started = serve(&mut rig, &mut attempt, 31, 1000);
-    assert_eq!(
-        started.iter().filter(|job| job.build.0 == 2).count(),
-        1,
-        "{started:?}"
-    );
+    assert_eq!(started.iter().filter(|job| job.build.0 == 2).count(), 1, "{started:?}");
 }
 
 #[test]
@@ -111,18 +100,12 @@ fn a_worker_is_kept_free_for_a_big_job_that_small_ones_overtake() {
     rig.submit(1, &[(&[], job(1)), (&[], job(1)), (&[], job(2))]);
     rig.submit_as(2, 2, 0, true, &flood(100));
     rig.miss();
-    let mut running: Vec<AttemptId> = rig
-        .assigned()
-        .iter()
-        .map(|(.., attempt)| *attempt)
-        .collect();
+    let mut running: Vec<AttemptId> = rig.assigned().iter().map(|(.., attempt)| *attempt).collect();
     let mut reserved = false;
     for _ in 0..14 {
         rig.pass(1000);
-        reserved |= matches!(
-            rig.scheduler.why_waiting(at(1, 2)),
-            Some(WaitReason::Reserved { .. })
-        );
+        reserved |=
+            matches!(rig.scheduler.why_waiting(at(1, 2)), Some(WaitReason::Reserved { .. }));
         rig.succeed(running.remove(0));
         for (started, _, attempt) in rig.assigned() {
             if started == at(1, 2) {
@@ -142,11 +125,7 @@ fn a_big_job_of_a_low_class_starts_within_the_documented_bound() {
     rig.submit_as(1, 1, 0, true, &flood(200));
     rig.submit_as(2, 2, 200, true, &[(&[], job(2))]);
     rig.miss();
-    let mut running: Vec<AttemptId> = rig
-        .assigned()
-        .iter()
-        .map(|(.., attempt)| *attempt)
-        .collect();
+    let mut running: Vec<AttemptId> = rig.assigned().iter().map(|(.., attempt)| *attempt).collect();
     // Ageing, the time until it is reserved, and two runs of 2 s.
     while rig.now <= 30_000 + 10_000 + 4_000 {
         rig.pass(1000);
@@ -168,11 +147,7 @@ fn a_reserved_worker_is_given_back_when_the_big_job_goes() {
     rig.join(1, 2);
     rig.submit(1, &[(&[], job(1)), (&[], job(1))]);
     rig.miss();
-    let mut running: Vec<AttemptId> = rig
-        .assigned()
-        .iter()
-        .map(|(.., attempt)| *attempt)
-        .collect();
+    let mut running: Vec<AttemptId> = rig.assigned().iter().map(|(.., attempt)| *attempt).collect();
     rig.submit(2, &[(&[], job(2))]);
     rig.miss();
     rig.submit_as(3, 2, 0, true, &flood(100));
@@ -187,29 +162,18 @@ fn a_reserved_worker_is_given_back_when_the_big_job_goes() {
     }
     rig.succeed(running.remove(0));
     assert_eq!(rig.assigned(), [], "half of the worker is kept free");
-    rig.tell(crate::Event::Cancelled {
-        build: crate::BuildId(2),
-    });
+    rig.tell(crate::Event::Cancelled { build: crate::BuildId(2) });
     assert_eq!(rig.assigned().len(), 1);
     assert_eq!(rig.scheduler.stats().reserved_workers, 0);
 }
 
 #[test]
 fn a_queue_of_very_many_different_requests_still_drains() {
-    let config = Config {
-        max_exact_shapes: 4,
-        ..Config::default()
-    };
+    let config = Config { max_exact_shapes: 4, ..Config::default() };
     let mut rig = Rig::with(config);
     let jobs: Vec<(&[u32], JobSpec)> = (1..60u64)
         .map(|n| {
-            (
-                &[][..],
-                JobSpec {
-                    resources: Resources::new(n as u32 * 30, n * GIB / 8),
-                    ..job(1)
-                },
-            )
+            (&[][..], JobSpec { resources: Resources::new(n as u32 * 30, n * GIB / 8), ..job(1) })
         })
         .collect();
     rig.submit(1, &jobs);

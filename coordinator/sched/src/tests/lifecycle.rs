@@ -39,41 +39,23 @@ fn a_job_waits_for_all_its_dependencies() {
     assert_eq!(left, Some(WaitReason::Dependencies { left: 2 }));
     rig.succeed(assigned[1].2);
     assert_eq!(rig.lookups(), [at(1, 2)]);
-    assert_eq!(
-        rig.scheduler.why_waiting(at(1, 2)),
-        Some(WaitReason::LookUp)
-    );
+    assert_eq!(rig.scheduler.why_waiting(at(1, 2)), Some(WaitReason::LookUp));
 }
 
 #[test]
 fn a_hit_ends_a_job_as_cut_off() {
     let mut rig = Rig::new();
     rig.submit(1, &[(&[], job(1))]);
-    rig.answer(
-        at(1, 0),
-        Answer::Hit {
-            holders: vec![StoreId(1)],
-        },
-    );
+    rig.answer(at(1, 0), Answer::Hit { holders: vec![StoreId(1)] });
     assert_eq!(rig.hows(), [(0, How::CutOff)]);
 }
 
 #[test]
 fn a_cached_request_needs_nothing_below_it() {
     let mut rig = Rig::new();
-    rig.submit(
-        1,
-        &[
-            (&[], inner(job(1))),
-            (&[0], inner(cached(&[]))),
-            (&[1], cached(&[])),
-        ],
-    );
+    rig.submit(1, &[(&[], inner(job(1))), (&[0], inner(cached(&[]))), (&[1], cached(&[]))]);
     assert_eq!(rig.lookups(), []);
-    assert_eq!(
-        rig.hows(),
-        [(0, How::Unneeded), (1, How::Cached), (2, How::Cached)]
-    );
+    assert_eq!(rig.hows(), [(0, How::Unneeded), (1, How::Cached), (2, How::Cached)]);
 }
 
 #[test]
@@ -100,10 +82,7 @@ fn equal_actions_of_two_builds_run_once() {
     rig.answer(at(2, 0), key(1));
     let (_, attempt) = rig.runs(at(1, 0));
     rig.succeed(attempt);
-    assert_eq!(
-        rig.hows(),
-        [(0, How::Executed { attempt }), (0, How::Joined { attempt })]
-    );
+    assert_eq!(rig.hows(), [(0, How::Executed { attempt }), (0, How::Joined { attempt })]);
 }
 
 #[test]
@@ -127,13 +106,7 @@ fn an_execution_goes_on_for_the_joined_job_when_the_first_build_is_cancelled() {
 fn a_queued_execution_moves_up_when_a_better_class_joins_it() {
     let mut rig = Rig::new();
     rig.join(1, 1);
-    rig.submit_as(
-        1,
-        1,
-        5,
-        true,
-        &[(&[], job(1)), (&[], job(1)), (&[], job(1))],
-    );
+    rig.submit_as(1, 1, 5, true, &[(&[], job(1)), (&[], job(1)), (&[], job(1))]);
     for index in 0..3 {
         rig.answer(at(1, index), key(index as u8));
     }
@@ -146,10 +119,7 @@ fn a_queued_execution_moves_up_when_a_better_class_joins_it() {
 
 #[test]
 fn look_ups_are_bounded_and_builds_take_turns() {
-    let mut rig = Rig::with(crate::Config {
-        max_lookups: 2,
-        ..crate::Config::default()
-    });
+    let mut rig = Rig::with(crate::Config { max_lookups: 2, ..crate::Config::default() });
     let jobs: Vec<(&[u32], JobSpec)> = vec![(&[], job(1)); 10];
     rig.submit(1, &jobs);
     rig.submit(2, &jobs[..1]);
@@ -170,40 +140,17 @@ fn a_build_ends_when_its_requested_outputs_are_delivered_and_leaves_nothing_behi
     rig.tell(Event::Delivered { job: at(1, 1) });
     assert_eq!(rig.builds_ended(), [1]);
     let stats = rig.scheduler.stats();
-    assert_eq!(
-        stats,
-        Stats {
-            workers: 1,
-            free: stats.free,
-            ..Stats::default()
-        }
-    );
+    assert_eq!(stats, Stats { workers: 1, free: stats.free, ..Stats::default() });
 }
 
 #[test]
 fn a_job_no_online_worker_matches_says_so_and_ends_after_the_queue_timeout() {
     let mut rig = Rig::new();
     rig.join(1, 4);
-    rig.submit(
-        1,
-        &[
-            (
-                &[],
-                JobSpec {
-                    selector: ARM,
-                    ..job(1)
-                },
-            ),
-            (&[], job(100)),
-        ],
-    );
+    rig.submit(1, &[(&[], JobSpec { selector: ARM, ..job(1) }), (&[], job(100))]);
     rig.miss();
-    for (index, reason) in [
-        crate::NoWorkerReason::NoMatch,
-        crate::NoWorkerReason::TooBig,
-    ]
-    .into_iter()
-    .enumerate()
+    for (index, reason) in
+        [crate::NoWorkerReason::NoMatch, crate::NoWorkerReason::TooBig].into_iter().enumerate()
     {
         let until = crate::Time(600_000);
         let why = rig.scheduler.why_waiting(at(1, index as u32));
@@ -214,10 +161,7 @@ fn a_job_no_online_worker_matches_says_so_and_ends_after_the_queue_timeout() {
     rig.pass(1);
     let ended = rig.outcomes();
     assert_eq!(ended.len(), 2);
-    assert!(
-        matches!(ended[0].1, crate::Outcome::NoWorker { .. }),
-        "{ended:?}"
-    );
+    assert!(matches!(ended[0].1, crate::Outcome::NoWorker { .. }), "{ended:?}");
 }
 
 #[test]

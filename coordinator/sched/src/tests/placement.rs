@@ -11,11 +11,7 @@ fn without_holders_the_least_loaded_worker_is_chosen_and_then_the_lowest_id() {
     rig.join(3, 4);
     rig.submit(1, &[(&[], job(1)), (&[], job(1)), (&[], job(1))]);
     rig.miss();
-    let workers: Vec<u32> = rig
-        .assigned()
-        .iter()
-        .map(|(_, worker, _)| *worker)
-        .collect();
+    let workers: Vec<u32> = rig.assigned().iter().map(|(_, worker, _)| *worker).collect();
     assert_eq!(workers, [2, 3, 2]);
 }
 
@@ -24,16 +20,7 @@ fn a_job_goes_only_where_its_selector_matches() {
     let mut rig = Rig::new();
     rig.join(1, 16);
     rig.join_as(2, 2, 1, &[("arch", "arm64"), ("os", "linux")]);
-    rig.submit(
-        1,
-        &[(
-            &[],
-            JobSpec {
-                selector: ARM,
-                ..job(1)
-            },
-        )],
-    );
+    rig.submit(1, &[(&[], JobSpec { selector: ARM, ..job(1) })]);
     rig.miss();
     assert_eq!(rig.runs(at(1, 0)).0, 2);
 }
@@ -53,11 +40,7 @@ fn the_worker_that_ran_most_dependencies_is_preferred() {
     let mut rig = Rig::new();
     rig.join(1, 8);
     rig.join(2, 2);
-    let deps = [
-        inner(cached(&[1])),
-        inner(cached(&[2, 3])),
-        inner(cached(&[2])),
-    ];
+    let deps = [inner(cached(&[1])), inner(cached(&[2, 3])), inner(cached(&[2]))];
     let [a, b, c] = deps.map(|spec| (&[][..], spec));
     rig.submit(1, &[a, b, c, (&[0, 1, 2], job(1))]);
     rig.miss();
@@ -75,10 +58,7 @@ fn waiting_for_locality() -> (Rig, crate::AttemptId) {
     rig.submit(2, &[(&[], inner(cached(&[1]))), (&[0], job(1))]);
     rig.miss();
     assert_eq!(rig.assigned(), []);
-    assert_eq!(
-        rig.scheduler.why_waiting(at(2, 1)),
-        Some(WaitReason::Placement)
-    );
+    assert_eq!(rig.scheduler.why_waiting(at(2, 1)), Some(WaitReason::Placement));
     (rig, attempt)
 }
 
@@ -124,24 +104,14 @@ fn a_cancelled_wait_takes_no_job() {
 fn a_job_with_two_dependencies_on_one_worker_does_not_deadlock() {
     let mut rig = Rig::new();
     rig.join(1, 1);
-    rig.submit(
-        1,
-        &[
-            (&[], inner(job(1))),
-            (&[], inner(job(1))),
-            (&[0, 1], job(1)),
-        ],
-    );
+    rig.submit(1, &[(&[], inner(job(1))), (&[], inner(job(1))), (&[0, 1], job(1))]);
     rig.run_all();
     assert_eq!(rig.hows().len(), 3);
 }
 
 #[test]
 fn the_line_for_one_worker_is_bounded() {
-    let mut rig = Rig::with(crate::Config {
-        locality_line: 2,
-        ..crate::Config::default()
-    });
+    let mut rig = Rig::with(crate::Config { locality_line: 2, ..crate::Config::default() });
     rig.join(1, 1);
     rig.submit(1, &[(&[], job(1))]);
     rig.miss();

@@ -11,10 +11,7 @@ use crate::{
 };
 
 fn ends() -> impl Strategy<Value = AttemptEnd> {
-    let infra = |lost_inputs| AttemptEnd::Infra {
-        blame: Blame::Unknown,
-        lost_inputs,
-    };
+    let infra = |lost_inputs| AttemptEnd::Infra { blame: Blame::Unknown, lost_inputs };
     prop_oneof![
         4 => Just(AttemptEnd::Succeeded),
         1 => Just(AttemptEnd::Failed),
@@ -27,20 +24,11 @@ fn ends() -> impl Strategy<Value = AttemptEnd> {
 }
 
 fn jobs() -> impl Strategy<Value = JobRef> {
-    (0u64..4, 0u32..8).prop_map(|(build, index)| JobRef {
-        build: BuildId(build),
-        index,
-    })
+    (0u64..4, 0u32..8).prop_map(|(build, index)| JobRef { build: BuildId(build), index })
 }
 
 fn graphs() -> impl Strategy<Value = Graph> {
-    let job = (
-        prop::collection::vec(any::<u32>(), 0..3),
-        1u32..5,
-        0u32..3,
-        any::<bool>(),
-        0u32..5,
-    );
+    let job = (prop::collection::vec(any::<u32>(), 0..3), 1u32..5, 0u32..3, any::<bool>(), 0u32..5);
     prop::collection::vec(job, 0..8).prop_map(|jobs| {
         let mut graph = Graph::new();
         for (index, (deps, size, selector, requested, cached)) in jobs.into_iter().enumerate() {
@@ -49,26 +37,10 @@ fn graphs() -> impl Strategy<Value = Graph> {
                 count => deps.into_iter().map(|dep| dep % count).collect(),
             };
             let holders = vec![StoreId(1), StoreId(2)];
-            let state = if cached == 0 {
-                JobState::Cached { holders }
-            } else {
-                JobState::Unknown
-            };
-            let (resources, selector) = (
-                Resources::new(size * 500, u64::from(size)),
-                SelectorId(selector),
-            );
-            graph
-                .push(
-                    &deps,
-                    JobSpec {
-                        resources,
-                        selector,
-                        requested,
-                        state,
-                    },
-                )
-                .unwrap();
+            let state = if cached == 0 { JobState::Cached { holders } } else { JobState::Unknown };
+            let (resources, selector) =
+                (Resources::new(size * 500, u64::from(size)), SelectorId(selector));
+            graph.push(&deps, JobSpec { resources, selector, requested, state }).unwrap();
         }
         graph
     })
@@ -80,12 +52,8 @@ fn properties() -> impl Strategy<Value = BTreeMap<String, String>> {
 
 fn events() -> impl Strategy<Value = Event> {
     let answers = prop_oneof![
-        Just(Answer::Hit {
-            holders: vec![StoreId(1)]
-        }),
-        (0u8..3).prop_map(|byte| Answer::Miss {
-            key: Some(ActionKey([byte; 32]))
-        }),
+        Just(Answer::Hit { holders: vec![StoreId(1)] }),
+        (0u8..3).prop_map(|byte| Answer::Miss { key: Some(ActionKey([byte; 32])) }),
         Just(Answer::Miss { key: None }),
     ];
     prop_oneof![

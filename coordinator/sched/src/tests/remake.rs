@@ -99,10 +99,7 @@ fn remakes_are_bounded_and_then_dependents_are_skipped() {
     lose(&mut rig, 0);
     let reason = InfraReason::OutputsLost;
     assert_eq!(rig.remakes(), [(0, Some(Outcome::InfraError { reason }))]);
-    assert_eq!(
-        rig.outcomes(),
-        [(at(1, 1), Outcome::Skipped { dependency: 0 })]
-    );
+    assert_eq!(rig.outcomes(), [(at(1, 1), Outcome::Skipped { dependency: 0 })]);
     assert_eq!(rig.builds_ended(), [1]);
 }
 
@@ -110,14 +107,7 @@ fn remakes_are_bounded_and_then_dependents_are_skipped() {
 fn a_lost_cached_output_is_made_by_lineage() {
     let mut rig = Rig::new();
     rig.join(1, 4);
-    rig.submit(
-        1,
-        &[
-            (&[], inner(job(1))),
-            (&[0], inner(job(1))),
-            (&[1], cached(&[9])),
-        ],
-    );
+    rig.submit(1, &[(&[], inner(job(1))), (&[0], inner(job(1))), (&[1], cached(&[9]))]);
     rig.outcomes();
     lose(&mut rig, 2);
     rig.run_all();
@@ -151,8 +141,5 @@ fn a_remake_nobody_needs_any_more_is_cancelled_with_the_end_of_the_build() {
     let (_, remake) = rig.runs(at(1, 0));
     rig.succeed(attempt);
     rig.tell(Event::Delivered { job: at(1, 1) });
-    assert_eq!(
-        (rig.builds_ended(), rig.cancellations()),
-        (vec![1], vec![remake])
-    );
+    assert_eq!((rig.builds_ended(), rig.cancellations()), (vec![1], vec![remake]));
 }

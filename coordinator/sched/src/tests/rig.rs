@@ -15,14 +15,10 @@ pub(super) const ANY: SelectorId = SelectorId(0);
 /// Workers with `arch=arm64`.
 pub(super) const ARM: SelectorId = SelectorId(1);
 
-pub(super) const LOST_INPUTS: AttemptEnd = AttemptEnd::Infra {
-    blame: Blame::Inputs,
-    lost_inputs: true,
-};
-pub(super) const BROKEN: AttemptEnd = AttemptEnd::Infra {
-    blame: Blame::Worker,
-    lost_inputs: false,
-};
+pub(super) const LOST_INPUTS: AttemptEnd =
+    AttemptEnd::Infra { blame: Blame::Inputs, lost_inputs: true };
+pub(super) const BROKEN: AttemptEnd =
+    AttemptEnd::Infra { blame: Blame::Worker, lost_inputs: false };
 
 pub(super) struct Rig {
     pub(super) scheduler: Scheduler,
@@ -43,30 +39,19 @@ pub(super) fn job(cores: u32) -> JobSpec {
 
 pub(super) fn cached(holders: &[u32]) -> JobSpec {
     let holders = holders.iter().map(|store| StoreId(*store)).collect();
-    JobSpec {
-        state: JobState::Cached { holders },
-        ..job(1)
-    }
+    JobSpec { state: JobState::Cached { holders }, ..job(1) }
 }
 
 pub(super) fn inner(spec: JobSpec) -> JobSpec {
-    JobSpec {
-        requested: false,
-        ..spec
-    }
+    JobSpec { requested: false, ..spec }
 }
 
 pub(super) fn at(build: u64, index: u32) -> JobRef {
-    JobRef {
-        build: BuildId(build),
-        index,
-    }
+    JobRef { build: BuildId(build), index }
 }
 
 pub(super) fn key(byte: u8) -> Answer {
-    Answer::Miss {
-        key: Some(ActionKey([byte; 32])),
-    }
+    Answer::Miss { key: Some(ActionKey([byte; 32])) }
 }
 
 impl Rig {
@@ -75,20 +60,10 @@ impl Rig {
     }
 
     pub(super) fn with(config: Config) -> Self {
-        let mut rig = Self {
-            scheduler: Scheduler::new(config),
-            now: 0,
-            effects: Vec::new(),
-        };
-        rig.tell(Event::SelectorDefined {
-            selector: ANY,
-            properties: BTreeMap::new(),
-        });
+        let mut rig = Self { scheduler: Scheduler::new(config), now: 0, effects: Vec::new() };
+        rig.tell(Event::SelectorDefined { selector: ANY, properties: BTreeMap::new() });
         let properties = BTreeMap::from([("arch".to_owned(), "arm64".to_owned())]);
-        rig.tell(Event::SelectorDefined {
-            selector: ARM,
-            properties,
-        });
+        rig.tell(Event::SelectorDefined { selector: ARM, properties });
         rig
     }
 
@@ -123,9 +98,8 @@ impl Rig {
         cores: u32,
         properties: &[(&str, &str)],
     ) {
-        let pairs = properties
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let pairs =
+            properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         self.tell(Event::WorkerJoined {
             worker: WorkerId(worker),
             store: StoreId(store),
@@ -136,10 +110,7 @@ impl Rig {
     }
 
     pub(super) fn leave(&mut self, worker: u32, lost: bool) {
-        self.tell(Event::WorkerLeft {
-            worker: WorkerId(worker),
-            lost,
-        });
+        self.tell(Event::WorkerLeft { worker: WorkerId(worker), lost });
     }
 
     pub(super) fn submit(&mut self, build: u64, jobs: &[(&[u32], JobSpec)]) {
@@ -159,13 +130,7 @@ impl Rig {
             graph.push(deps, spec.clone()).unwrap();
         }
         let (build, user) = (BuildId(build), UserId(user));
-        self.tell(Event::Submitted {
-            build,
-            user,
-            class,
-            keep_going,
-            graph,
-        });
+        self.tell(Event::Submitted { build, user, class, keep_going, graph });
     }
 
     /// Takes the look-ups asked for.
@@ -190,12 +155,7 @@ impl Rig {
     /// Takes the assignments: job, worker, attempt.
     pub(super) fn assigned(&mut self) -> Vec<(JobRef, u32, AttemptId)> {
         self.take(|effect| match effect {
-            Effect::Assign {
-                attempt,
-                job,
-                worker,
-                ..
-            } => Some((*job, worker.0, *attempt)),
+            Effect::Assign { attempt, job, worker, .. } => Some((*job, worker.0, *attempt)),
             _ => None,
         })
     }

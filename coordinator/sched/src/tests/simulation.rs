@@ -7,19 +7,10 @@ use crate::{Config, Time};
 fn in_a_calm_fleet_every_job_succeeds() {
     for seed in 0..20 {
         let report = run(Options::calm(seed), Config::default()).unwrap();
-        let bad = [
-            "failed",
-            "timed out",
-            "infrastructure error",
-            "skipped",
-            "cancelled",
-            "no worker",
-        ];
+        let bad =
+            ["failed", "timed out", "infrastructure error", "skipped", "cancelled", "no worker"];
         for kind in bad {
-            assert!(
-                !report.outcomes.contains_key(kind),
-                "seed {seed}: {report:?}"
-            );
+            assert!(!report.outcomes.contains_key(kind), "seed {seed}: {report:?}");
         }
         assert!(report.outcomes["executed"] > 0, "seed {seed}: {report:?}");
     }
@@ -38,10 +29,7 @@ fn in_a_rough_fleet_every_job_ends_once_and_every_build_ends() {
 #[test]
 fn without_cancellation_every_requested_output_is_delivered_or_given_up() {
     for seed in 100..130 {
-        let options = Options {
-            cancel_percent: 0,
-            ..Options::rough(seed)
-        };
+        let options = Options { cancel_percent: 0, ..Options::rough(seed) };
         run(options, Config::default()).unwrap();
     }
 }
@@ -49,12 +37,8 @@ fn without_cancellation_every_requested_output_is_delivered_or_given_up() {
 #[test]
 fn a_fleet_that_is_much_too_small_still_ends_every_job() {
     for seed in 300..312 {
-        let options = Options {
-            workers: 2,
-            builds: 12,
-            check: seed % 4 == 0,
-            ..Options::rough(seed)
-        };
+        let options =
+            Options { workers: 2, builds: 12, check: seed % 4 == 0, ..Options::rough(seed) };
         run(options, Config::default()).unwrap();
     }
 }

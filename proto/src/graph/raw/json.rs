@@ -4,18 +4,19 @@
 //! all are reported together; text that is no JSON, or a value of the wrong type, ends it. A field
 //! that is `null` counts as absent, since generators write empty lists so.
 
+mod values;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
-    Unexpected, Visitor,
+    DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 
+use self::values::{Environment, Pairs, Str};
 use super::{RawCommand, RawGraph, RawJob, RawResources};
 use crate::graph::error::{Fault, GraphError, GraphErrors, JobLabel, Position};
-use crate::graph::needs::Platform;
 use crate::graph::suggest::nearest;
 use crate::graph::text::Text;
 
@@ -142,94 +143,6 @@ impl Lines<'_> {
         self.at = offset;
         Some(Position { line: self.line, column: offset - self.line_start + 1 })
     }
-}
-
-/// A string that is borrowed from the text where it has no escapes.
-struct Str<'de>(Cow<'de, str>);
-
-impl<'de> Deserialize<'de> for Str<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct StrVisitor;
-        impl<'de> Visitor<'de> for StrVisitor {
-            type Value = Str<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(StrVisitor)
-    }
-}
-
-impl AsRef<[u8]> for Str<'_> {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-/// `{"K": "V"}`, each key once.
-struct Pairs<'de>(Vec<(Str<'de>, Str<'de>)>);
-
-/// An environment: `["K=V"]` or `{"K": "V"}`.
-enum Environment<'de> {
-    List(Vec<Str<'de>>),
-    Pairs(Pairs<'de>),
-}
-
-impl<'de> Deserialize<'de> for Pairs<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Pairs<'de>, A::Error> {
-                pairs(map)
-            }
-        }
-        deserializer.deserialize_map(PairsVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for Environment<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EnvironmentVisitor;
-        impl<'de> Visitor<'de> for EnvironmentVisitor {
-            type Value = Environment<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of \"K=V\" or an object of strings")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut list = Vec::new();
-                while let Some(entry) = seq.next_element()? {
-                    list.push(entry);
-                }
-                Ok(Environment::List(list))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                pairs(map).map(Environment::Pairs)
-            }
-        }
-        deserializer.deserialize_any(EnvironmentVisitor)
-    }
-}
-
-fn pairs<'de, A: MapAccess<'de>>(mut map: A) -> Result<Pairs<'de>, A::Error> {
-    let mut pairs: Vec<(Str<'de>, Str<'de>)> = Vec::new();
-    let mut keys = std::collections::BTreeSet::new();
-    while let Some(key) = map.next_key::<Str<'de>>()? {
-        if !keys.insert(key.0.clone()) {
-            return Err(A::Error::custom(Fault::DuplicateField(key.0.into_owned())));
-        }
-        pairs.push((key, map.next_value()?));
-    }
-    Ok(Pairs(pairs))
 }
 
 /// An object with known fields, filled one by one.
@@ -430,10 +343,9 @@ impl Fields for RawJob {
             "cmds" => map.next_value_seed(List { values: &mut self.cmds, reader })?,
             "platform" => {
                 let pairs: Option<Pairs<'de>> = map.next_value()?;
-                let pairs = pairs.into_iter().flat_map(|pairs| pairs.0);
-                let platform =
-                    Platform::new(pairs.map(|(k, v)| (k.0.into_owned(), v.0.into_owned())));
-                self.platform = reader.graph.platform(platform);
+                let pairs = pairs.map_or_else(Vec::new, |pairs| pairs.0);
+                let pairs: Vec<_> = pairs.iter().map(|(k, v)| (&*k.0, &*v.0)).collect();
+                self.platform = reader.graph.platform(&pairs);
             }
             "timeout_ms" => self.timeout_ms = map.next_value()?,
             "resources" => map.next_value_seed(Object { value: &mut self.resources, reader })?,

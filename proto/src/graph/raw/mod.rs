@@ -106,7 +106,7 @@ impl RawGraph {
             inputs: self.texts(&job.inputs),
             deps: self.texts(&job.deps),
             cmds: job.cmds.iter().map(|command| self.command(command)).collect(),
-            platform: self.platform(Platform::from_wire(job.platform)),
+            platform: self.wire_platform(&job.platform),
             timeout_ms: (job.timeout_ms > 0).then_some(job.timeout_ms),
             resources: job.resources.map_or_else(RawResources::default, RawResources::from),
             env: self.texts(&job.env),
@@ -135,9 +135,17 @@ impl RawGraph {
         (!word.is_empty()).then(|| self.texts.text(word))
     }
 
-    fn platform(&mut self, platform: Platform) -> Platform {
-        if platform != self.platform {
-            self.platform = platform;
+    fn wire_platform(&mut self, properties: &[wire::PlatformProperty]) -> Platform {
+        let mut pairs: Vec<_> =
+            properties.iter().map(|property| (&*property.name, &*property.value)).collect();
+        pairs.sort_unstable();
+        self.platform(&pairs)
+    }
+
+    /// The platform of sorted properties; shared with the job before if it has the same.
+    fn platform(&mut self, properties: &[(&str, &str)]) -> Platform {
+        if !self.platform.iter().eq(properties.iter().copied()) {
+            self.platform = Platform::new(properties.iter().copied());
         }
         self.platform.clone()
     }

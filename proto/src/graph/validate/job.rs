@@ -36,6 +36,7 @@ pub(super) fn check_all(
             command: None,
             names,
             deps: Vec::new(),
+            dep_texts: Vec::new(),
             positions: HashMap::new(),
             patterns: &mut patterns,
             errors,
@@ -67,6 +68,8 @@ pub(super) struct JobCheck<'a> {
     pub(super) command: Option<usize>,
     names: &'a Names,
     deps: Vec<JobIndex>,
+    /// How the job calls its dependencies.
+    dep_texts: Vec<Text>,
     /// Positions in `deps`, if they are many.
     positions: HashMap<JobIndex, u32>,
     patterns: &'a mut Recent<InputPattern>,
@@ -75,7 +78,7 @@ pub(super) struct JobCheck<'a> {
 
 impl JobCheck<'_> {
     fn run(mut self, raw: RawJob, salt: Arc<str>) -> Job {
-        self.deps(&raw.deps);
+        self.deps(raw.deps);
         let inputs = self.inputs(&raw.inputs);
         let env = self.environment(raw.env);
         let commands = self.commands(raw.cmds);
@@ -112,17 +115,28 @@ impl JobCheck<'_> {
     }
 
     /// A dependency that stands twice counts once.
-    fn deps(&mut self, raw: &[Text]) {
+    fn deps(&mut self, raw: Box<[Text]>) {
         self.deps.reserve_exact(raw.len());
+        self.dep_texts.reserve_exact(raw.len());
         for dep in raw {
             match self.resolve(dep.as_bytes()) {
                 Some(index) if self.position(index).is_none() => {
                     self.deps.push(index);
+                    self.dep_texts.push(dep);
                     self.index_deps();
                 }
                 Some(_) => {}
                 None => self.missing_dep(&dep.to_string()),
             }
+        }
+    }
+
+    /// The position of the dependency that an argument names, mostly as the job calls it in `deps`.
+    fn dep_position(&self, argument: &[u8]) -> Option<u32> {
+        let few = &self.dep_texts[..self.dep_texts.len().min(FEW_DEPS)];
+        match few.iter().position(|text| text.as_bytes() == argument) {
+            Some(position) => Some(position as u32),
+            None => self.position(self.resolve(argument)?),
         }
     }
 
@@ -246,7 +260,7 @@ impl JobCheck<'_> {
 
     /// A string that may hold anything.
     pub(super) fn text_template(&mut self, what: &'static str, source: Text) -> Option<Template> {
-        match Template::parse(source, |dep| self.position(self.resolve(dep)?)) {
+        match Template::parse(source, |argument| self.dep_position(argument)) {
             Ok(template) => Some(template),
             Err(errors) => {
                 for error in errors {

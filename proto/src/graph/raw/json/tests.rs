@@ -34,7 +34,7 @@ fn a_field_that_stands_twice_is_an_error() {
     );
     assert_eq!(
         errors(r#"{"version": 1, "jobs": [{"name": "x", "platform": {"os": "a", "os": "b"}}]}"#),
-        "line 1, column 66: job \"x\": field \"platform\": the field \"os\" stands twice"
+        "line 1, column 72: job \"x\": field \"platform\": the field \"os\" stands twice"
     );
 }
 

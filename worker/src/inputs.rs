@@ -1,0 +1,117 @@
+//! The inputs of one running attempt: where they may come from, what keeps them, what went wrong.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use distbuild_cas::Lease;
+use distbuild_proto::{Digest, RelPath};
+use parking_lot::Mutex;
+
+use crate::clock::Clock;
+
+/// A part of an input root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// The source tree, or the few directories of the root itself.
+    Source,
+    /// The output tree of the dependency at this position.
+    Dep(u32),
+}
+
+impl Place {
+    /// The part that a path inside an input root lies in.
+    pub(crate) fn of(path: &RelPath) -> Self {
+        let mut components = path.components();
+        let number = match (components.next(), components.next()) {
+            (Some(b"dep"), Some(number)) => std::str::from_utf8(number).ok(),
+            _ => None,
+        };
+        number.and_then(|number| number.parse().ok()).map_or(Self::Source, Self::Dep)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    /// The attempt, as the coordinator numbers it.
+    pub(crate) attempt: u64,
+    /// For each dependency: addresses of peers that hold its outputs.
+    pub(crate) holders: Vec<Vec<String>>,
+    /// Stands while contents are fetched.
+    pub(crate) clock: Clock,
+    /// Bytes that came from other workers.
+    pub(crate) from_peers: AtomicU64,
+    lease: Mutex<Lease>,
+    lost: Mutex<HashMap<Digest, Place>>,
+}
+
+impl Inputs {
+    pub(crate) fn new(attempt: u64, holders: Vec<Vec<String>>, lease: Lease) -> Self {
+        Self {
+            attempt,
+            holders,
+            clock: Clock::default(),
+            from_peers: AtomicU64::new(0),
+            lease: Mutex::new(lease),
+            lost: Mutex::default(),
+        }
+    }
+
+    /// Keeps a blob in the store until the attempt ends.
+    pub(crate) fn keep(&self, digests: &[Digest]) {
+        self.lease.lock().extend(digests);
+    }
+
+    /// Nobody has this blob any more.
+    pub(crate) fn add_lost(&self, digest: Digest, place: Place) {
+        self.lost.lock().insert(digest, place);
+    }
+
+    /// Where a blob was that nobody has any more.
+    pub(crate) fn lost(&self, digest: &Digest) -> Option<Place> {
+        self.lost.lock().get(digest).copied()
+    }
+
+    /// Bytes came from another worker.
+    pub(crate) fn count_from_peers(&self, bytes: u64) {
+        self.from_peers.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The inputs of running attempts by the number of their view. Clones are one table.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InputsByView {
+    table: Arc<Mutex<HashMap<u64, Arc<Inputs>>>>,
+}
+
+impl InputsByView {
+    pub(crate) fn insert(&self, view: u64, inputs: Arc<Inputs>) {
+        self.table.lock().insert(view, inputs);
+    }
+
+    pub(crate) fn remove(&self, view: u64) {
+        self.table.lock().remove(&view);
+    }
+
+    /// Those of these views that exist.
+    pub(crate) fn of(&self, views: &[u64]) -> Vec<Arc<Inputs>> {
+        let table = self.table.lock();
+        views.iter().filter_map(|view| table.get(view)).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_tells_the_part_of_the_input_root() {
+        let place = |path: &str| Place::of(&RelPath::new(path.as_bytes()).unwrap());
+        assert_eq!(place("dep/12/lib"), Place::Dep(12));
+        assert_eq!(place("dep/12"), Place::Dep(12));
+        for source in ["", "src", "src/dep", "dep", "dep/x"] {
+            assert_eq!(place(source), Place::Source, "{source}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Starting and ending a worker.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use distbuild_cas::{DiskStore, Filler};
+use distbuild_proto::wire::from_worker::Body;
+use distbuild_proto::{Address, wire};
+use tokio::sync::watch;
+use tokio::time::{Duration, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::{Agent, Equipment};
+use crate::channels::{Coordinator, Peers};
+use crate::config::WorkerConfig;
+use crate::error::WorkerError;
+use crate::fetch::InputSource;
+use crate::fs_client::FsClient;
+use crate::helper_process::{self, HelperProcess, StartedHelper};
+use crate::inputs::InputsByView;
+use crate::lend::lend;
+use crate::outbox::Outbox;
+use crate::run_dir::{ExclusiveLock, RunDir};
+use crate::sandbox::{Spawner, SpawnerConfig, fingerprint};
+use crate::session::{Identity, PROTOCOL, SessionLoop};
+use crate::wants::Wants;
+
+/// How often evicted blobs are reported.
+const EVICTION_REPORTS: Duration = Duration::from_secs(1);
+/// Blobs in one report.
+const EVICTED_PER_MESSAGE: usize = 4096;
+
+/// Starts workers.
+#[derive(Debug)]
+pub struct Worker;
+
+/// A worker that serves. When it is dropped, its jobs are killed and its processes end; use
+/// [`shutdown`](Self::shutdown) to wait for that.
+#[derive(Debug)]
+pub struct RunningWorker {
+    agent: Arc<Agent>,
+    helper: HelperProcess,
+    notes: Vec<String>,
+    peer_address: Option<Address>,
+    tasks: TaskTracker,
+    stop: Stop,
+    limits: crate::config::Limits,
+    _exclusive: Option<ExclusiveLock>,
+}
+
+/// Ends tasks when dropped: first the sessions, then the connections to the helpers.
+#[derive(Debug)]
+struct Stop {
+    session: CancellationToken,
+    helpers: CancellationToken,
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.session.cancel();
+        self.helpers.cancel();
+    }
+}
+
+impl Worker {
+    /// Starts a worker: its directories, store, helper processes and peers' service, then its session.
+    /// Returns when the coordinator has welcomed it; while there is no coordinator, it keeps dialling. May
+    /// be dropped meanwhile, which undoes everything.
+    ///
+    /// # Errors
+    /// What keeps this host from running a worker. A coordinator that is not there is no error.
+    pub async fn start(mut config: WorkerConfig) -> Result<RunningWorker, WorkerError> {
+        config.make_absolute()?;
+        let exclusive = config.exclusive.then(|| ExclusiveLock::take(&config.state)).transpose()?;
+        let coordinator = Coordinator::new(&config)?;
+        let stop = Stop { session: CancellationToken::new(), helpers: CancellationToken::new() };
+        let host = Host::start(&config, stop.helpers.clone()).await?;
+        let peer_address = match &config.peer_listen {
+            Some(listen) => {
+                let stop = stop.session.clone();
+                let store = host.equipment.store.clone();
+                Some(crate::peers::serve(&config, listen, store, stop).await?)
+            }
+            None => None,
+        };
+        let (outbox, queued) = Outbox::new();
+        let (identity, session) = watch::channel(None);
+        let source = InputSource {
+            coordinator: coordinator.clone(),
+            peers: Peers::new(&config),
+            session: session.clone(),
+            outbox: outbox.clone(),
+            silence: config.limits.silence,
+            stop: stop.helpers.clone(),
+        };
+        let wants = Wants {
+            store: host.equipment.store.clone(),
+            filler: Filler::new(host.equipment.store.clone(), source, config.limits.filler.clone()),
+            fs: host.equipment.fs.clone(),
+            inputs: host.equipment.inputs.clone(),
+            deadline: config.limits.blob_deadline,
+        };
+        let store = host.equipment.store.clone();
+        let hello = hello(&config, &store, host.toolchain, peer_address.as_ref(), &host.notes);
+        let agent = Agent::new(config.name.clone(), config.limits.clone(), host.equipment, outbox);
+        let agent = Arc::new(agent);
+        let tasks = TaskTracker::new();
+        let until = |token: &CancellationToken| token.clone();
+        let (helpers, sessions) = (until(&stop.helpers), until(&stop.session));
+        tasks.spawn(async move {
+            helpers.run_until_cancelled(wants.run(host.wanted)).await;
+        });
+        let lending = lend(coordinator.clone(), store, session.clone(), config.limits.max_serving);
+        tasks.spawn(async move { sessions.run_until_cancelled(lending).await });
+        let (reporting, sessions) = (report_evictions(agent.clone()), until(&stop.session));
+        tasks.spawn(async move { sessions.run_until_cancelled(reporting).await });
+        let session_loop = SessionLoop {
+            coordinator,
+            agent: agent.clone(),
+            hello,
+            queued,
+            identity,
+            limits: config.limits.clone(),
+            stop: stop.session.clone(),
+        };
+        tasks.spawn(session_loop.run());
+        tasks.close();
+        let worker = RunningWorker {
+            agent,
+            helper: host.helper,
+            notes: host.notes,
+            peer_address,
+            tasks,
+            stop,
+            limits: config.limits,
+            _exclusive: exclusive,
+        };
+        worker.welcomed(session).await?;
+        Ok(worker)
+    }
+}
+
+impl RunningWorker {
+    async fn welcomed(
+        &self,
+        mut session: watch::Receiver<Option<Identity>>,
+    ) -> Result<(), WorkerError> {
+        tokio::select! {
+            welcomed = session.wait_for(Option::is_some) => {
+                welcomed.map(drop).map_err(|_| WorkerError::Stopped)
+            }
+            words = self.failed() => Err(WorkerError::HelperEnded(words)),
+        }
+    }
+
+    /// Returns when a helper process has ended without being told to, with its last words: the worker can run
+    /// nothing any more and should be shut down.
+    pub async fn failed(&self) -> String {
+        self.agent.fs.lost().await;
+        self.helper.ended().await
+    }
+
+    /// Asks for no new work; returns when what runs has ended and the coordinator has every result. Without a
+    /// coordinator that takes until the session's lease has passed.
+    pub async fn drain(&self) {
+        self.agent.drain().await;
+    }
+
+    /// Kills what runs, ends the session and the helper processes, and removes the directories of this run.
+    pub async fn shutdown(self) {
+        let Self { agent, helper, tasks, stop, limits, .. } = self;
+        agent.cancel_all();
+        // Nothing that ends from here on is reported: the coordinator learns that the worker has gone.
+        agent.outbox().begin_epoch();
+        if tokio::time::timeout(limits.kill, agent.finished()).await.is_err() {
+            tracing::warn!("attempts do not end and are left to the end of the helper process");
+        }
+        drop(stop);
+        if tokio::time::timeout(limits.helper_end, tasks.wait()).await.is_err() {
+            tracing::warn!("tasks of the worker do not end");
+        }
+        // With the last handle of the agent the spawner's socket closes.
+        drop(agent);
+        helper.end(limits.helper_end).await;
+    }
+
+    /// The store.
+    pub fn store(&self) -> DiskStore {
+        self.agent.store.clone()
+    }
+
+    /// Where peers reach this worker, if it listens for them; a port 0 has become a real one.
+    pub fn peer_address(&self) -> Option<&Address> {
+        self.peer_address.as_ref()
+    }
+
+    /// What the host does not let this worker do.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+/// What a worker has of its host.
+struct Host {
+    equipment: Equipment,
+    helper: HelperProcess,
+    wanted: tokio::sync::mpsc::Receiver<crate::fs_client::Wanted>,
+    toolchain: String,
+    notes: Vec<String>,
+}
+
+impl Host {
+    async fn start(config: &WorkerConfig, stop: CancellationToken) -> Result<Self, WorkerError> {
+        let run = Arc::new(RunDir::make(&config.state)?);
+        let store = DiskStore::open(config.store.clone())?;
+        // Fills the index in the background; the store serves meanwhile.
+        drop(store.spawn_scan()?);
+        let spawner_config = helper_process::spawner_config(config, &run);
+        let (started, toolchain) = {
+            let (config, run) = (config.clone(), run.clone());
+            let given = config.properties.get("toolchain").cloned();
+            blocking(move || {
+                let started = helper_process::start(&config, spawner_config.clone(), run)?;
+                let toolchain = match given {
+                    Some(given) => given,
+                    None => toolchain(spawner_config, &config.state)?,
+                };
+                Ok((started, toolchain))
+            })
+            .await?
+        };
+        let StartedHelper { fs, spawner, process } = started;
+        let patience = config.limits.helper_start;
+        let connected = tokio::time::timeout(patience, FsClient::connect(fs, stop)).await;
+        let Ok(Ok((fs, wanted))) = connected else {
+            return Err(Self::not_serving(&process, spawner, config).await);
+        };
+        let spawner = blocking(move || Ok(Spawner::connect(spawner, patience)?)).await?;
+        let equipment = Equipment { store, fs, spawner, run, inputs: InputsByView::default() };
+        let notes = helper_process::notes();
+        Ok(Self { equipment, helper: process, wanted, toolchain, notes })
+    }
+
+    /// Why the helper does not serve.
+    async fn not_serving(
+        process: &HelperProcess,
+        spawner: std::os::unix::net::UnixStream,
+        config: &WorkerConfig,
+    ) -> WorkerError {
+        drop(spawner);
+        process.end(config.limits.helper_end).await;
+        WorkerError::HelperEnded(process.ended().await)
+    }
+}
+
+fn toolchain(mut spawner: SpawnerConfig, state: &Path) -> Result<String, WorkerError> {
+    // They differ from run to run, and lie in the state directory, which is hidden anyway.
+    spawner.sources.clear();
+    fingerprint::fingerprint(&spawner, &state.join("toolchain"))
+        .map(|fingerprint| fingerprint.hex)
+        .map_err(|error| WorkerError::Fingerprint(error.into()))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WorkerError> + Send + 'static,
+) -> Result<T, WorkerError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(WorkerError::Stopped))
+}
+
+fn hello(
+    config: &WorkerConfig,
+    store: &DiskStore,
+    toolchain: String,
+    peer_address: Option<&Address>,
+    notes: &[String],
+) -> wire::WorkerHello {
+    let mut properties = config.properties.clone();
+    let own = [("os", "linux".to_owned()), ("arch", arch().to_owned()), ("toolchain", toolchain)];
+    for (key, value) in own {
+        properties.entry(key.to_owned()).or_insert(value);
+    }
+    wire::WorkerHello {
+        protocol: PROTOCOL,
+        name: config.name.clone(),
+        store_id: store.id().to_string(),
+        properties: properties.into_iter().collect(),
+        milli_cores: config.milli_cores,
+        memory_bytes: config.memory_bytes,
+        peer_address: peer_address.map(Address::to_string).unwrap_or_default(),
+        notes: notes.to_vec(),
+        resume_session: 0,
+        resume_secret: bytes::Bytes::new(),
+    }
+}
+
+/// As uname(1) calls it.
+fn arch() -> &'static str {
+    std::env::consts::ARCH
+}
+
+/// Tells the coordinator what it can no longer send others for.
+async fn report_evictions(agent: Arc<Agent>) {
+    let mut ticks = interval(EVICTION_REPORTS);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let evicted = agent.store.drain_evicted();
+        if evicted.lost > 0 {
+            // Whoever is sent here in vain goes elsewhere.
+            tracing::warn!(count = evicted.lost, "evictions could not all be reported");
+        }
+        for digests in evicted.digests.chunks(EVICTED_PER_MESSAGE) {
+            let digests = digests.iter().map(|digest| (*digest).into()).collect();
+            let body = Body::BlobsEvicted(wire::BlobsEvicted { digests });
+            agent.outbox().send(agent.outbox().epoch(), body).await;
+        }
+    }
+}

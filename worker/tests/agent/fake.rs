@@ -1,0 +1,289 @@
+//! A coordinator that does what the test says: it hands out connections, answers look-ups from a table and
+//! serves blobs from memory.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use distbuild_proto::transport::{Listener, server};
+use distbuild_proto::wire::blobs_server::{Blobs, BlobsServer};
+use distbuild_proto::wire::from_worker::Body;
+use distbuild_proto::wire::located::Place;
+use distbuild_proto::wire::to_worker;
+use distbuild_proto::wire::workers_server::{Workers, WorkersServer};
+use distbuild_proto::{Address, Digest, DigestFunction, wire};
+use futures::Stream;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// No test waits longer for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the services share with the test.
+#[derive(Clone)]
+pub(crate) struct Coordinator {
+    pub(crate) table: Arc<Mutex<Table>>,
+    connections: mpsc::Sender<Connection>,
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    /// Answers of `Locate`; anything else is lost.
+    pub(crate) places: HashMap<Digest, Place>,
+    /// Answers of `Read`.
+    pub(crate) blobs: HashMap<Digest, Bytes>,
+    /// What was read, with the lender that was named.
+    pub(crate) reads: Vec<(Digest, Option<String>)>,
+    pub(crate) located: Vec<Digest>,
+    /// Deliveries that came to their end, by transfer.
+    pub(crate) delivered: HashMap<u64, Vec<wire::BlobChunk>>,
+    lender: Option<mpsc::Sender<Result<wire::LendOrder, Status>>>,
+}
+
+/// One connection of a worker.
+pub(crate) struct Connection {
+    pub(crate) hello: wire::WorkerHello,
+    to_worker: mpsc::Sender<Result<wire::ToWorker, Status>>,
+    from_worker: mpsc::Receiver<Body>,
+}
+
+pub(crate) struct Fake {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) address: Address,
+    connections: mpsc::Receiver<Connection>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Fake {
+    pub(crate) async fn start(directory: &Path) -> Self {
+        let address = Address::Unix(directory.join("coordinator.sock"));
+        let listener = Listener::bind(&address).await.unwrap();
+        let (sender, connections) = mpsc::channel(16);
+        let coordinator = Coordinator { table: Arc::default(), connections: sender };
+        let router = server()
+            .add_service(WorkersServer::new(coordinator.clone()))
+            .add_service(BlobsServer::new(coordinator.clone()));
+        let serving = tokio::spawn(async move {
+            router.serve_with_incoming(listener).await.unwrap();
+        });
+        Self { coordinator, address, connections, serving }
+    }
+
+    /// The next connection that a worker opens.
+    pub(crate) async fn connection(&mut self) -> Connection {
+        within(self.connections.recv()).await.unwrap()
+    }
+
+    /// Breaks a connection; gives the one that the worker opens then.
+    pub(crate) async fn connection_after(&mut self, broken: Connection) -> Connection {
+        drop(broken);
+        self.connection().await
+    }
+
+    /// Stores a blob that `Read` serves; gives its digest.
+    pub(crate) fn store(&self, blob: &[u8]) -> Digest {
+        let digest = DigestFunction::Blake3.digest(blob);
+        self.coordinator.table.lock().blobs.insert(digest, Bytes::copy_from_slice(blob));
+        digest
+    }
+
+    pub(crate) fn place(&self, digest: Digest, place: Place) {
+        self.coordinator.table.lock().places.insert(digest, place);
+    }
+
+    /// Orders blobs from the worker that lends; gives what it delivers.
+    pub(crate) async fn order(&self, transfer: u64, digests: &[Digest]) -> Vec<wire::BlobChunk> {
+        let table = &self.coordinator.table;
+        let digests = digests.iter().map(|digest| (*digest).into()).collect();
+        within(until(|| table.lock().lender.is_some())).await;
+        let lender = table.lock().lender.clone().unwrap();
+        lender.send(Ok(wire::LendOrder { transfer, digests })).await.unwrap();
+        within(until(|| table.lock().delivered.contains_key(&transfer))).await;
+        table.lock().delivered.remove(&transfer).unwrap()
+    }
+
+    /// How often a blob was read here.
+    pub(crate) fn reads_of(&self, digest: &Digest) -> usize {
+        self.coordinator.table.lock().reads.iter().filter(|(read, _)| read == digest).count()
+    }
+}
+
+impl Connection {
+    pub(crate) async fn send(&self, body: to_worker::Body) {
+        within(self.to_worker.send(Ok(wire::ToWorker { body: Some(body) }))).await.unwrap();
+    }
+
+    pub(crate) async fn welcome(&self, session: u64, resumed: bool) {
+        let welcome = wire::Welcome {
+            session,
+            lend_secret: Bytes::from_static(b"secret"),
+            lease_ms: 30_000,
+            resumed,
+        };
+        self.send(to_worker::Body::Welcome(welcome)).await;
+    }
+
+    /// The next message that is no heartbeat.
+    pub(crate) async fn next(&mut self) -> Body {
+        loop {
+            match within(self.from_worker.recv()).await.expect("the worker has hung up") {
+                Body::Heartbeat(_) => {}
+                body => return body,
+            }
+        }
+    }
+
+    /// The end of an attempt; with everything that was said before it.
+    pub(crate) async fn end(&mut self) -> (wire::AttemptEnded, Vec<Body>) {
+        let mut before = Vec::new();
+        loop {
+            match self.next().await {
+                Body::AttemptEnded(ended) => return (ended, before),
+                body => before.push(body),
+            }
+        }
+    }
+
+    pub(crate) async fn acknowledge(&self, attempt: u64) {
+        let acknowledge = wire::AcknowledgeAttempt { attempt };
+        self.send(to_worker::Body::Acknowledge(acknowledge)).await;
+    }
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("nothing happened in time")
+}
+
+/// Waits for something that nobody announces.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tonic::async_trait]
+impl Workers for Coordinator {
+    type SessionStream = BoxStream<wire::ToWorker>;
+    type LocateStream = BoxStream<wire::LocateResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::FromWorker>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|message| message.body);
+        let Some(Body::Hello(hello)) = first else { panic!("a session begins with a hello") };
+        let (to_worker, outgoing) = mpsc::channel(64);
+        let (incoming, from_worker) = mpsc::channel(4096);
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = messages.message().await {
+                if incoming.send(message.body.unwrap()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let connection = Connection { hello, to_worker, from_worker };
+        self.connections.send(connection).await.unwrap();
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn locate(
+        &self,
+        request: Request<wire::LocateRequest>,
+    ) -> Result<Response<Self::LocateStream>, Status> {
+        let mut table = self.table.lock();
+        let mut located = Vec::new();
+        for (index, wanted) in (0..).zip(request.into_inner().blobs) {
+            let digest = Digest::try_from(wanted.digest).unwrap();
+            table.located.push(digest);
+            let lost = || Place::Lost("nobody has it".to_owned());
+            let place = table.places.get(&digest).cloned().unwrap_or_else(lost);
+            located.push(wire::Located { index, place: Some(place) });
+        }
+        let answer = futures::stream::iter([Ok(wire::LocateResponse { located })]);
+        Ok(Response::new(Box::pin(answer)))
+    }
+}
+
+#[tonic::async_trait]
+impl Blobs for Coordinator {
+    type ReadStream = BoxStream<wire::ReadResponse>;
+    type LendStream = BoxStream<wire::LendOrder>;
+
+    async fn read(
+        &self,
+        request: Request<wire::ReadRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let request = request.into_inner();
+        let lender = match request.place {
+            Some(wire::read_request::Place::LenderBuild(build)) => Some(build),
+            _ => None,
+        };
+        let mut table = self.table.lock();
+        let mut chunks = Vec::new();
+        for (index, digest) in (0..).zip(&request.digests) {
+            let digest = Digest::try_from(digest).unwrap();
+            table.reads.push((digest, lender.clone()));
+            chunks.push(match table.blobs.get(&digest) {
+                Some(data) => {
+                    wire::BlobChunk { index, data: data.clone(), last: true, ..Default::default() }
+                }
+                None => {
+                    let error = "not here".to_owned();
+                    wire::BlobChunk { index, error, not_found: true, ..Default::default() }
+                }
+            });
+        }
+        let answer = futures::stream::iter([Ok(wire::ReadResponse { chunks })]);
+        Ok(Response::new(Box::pin(answer)))
+    }
+
+    async fn lend(
+        &self,
+        request: Request<wire::LendRequest>,
+    ) -> Result<Response<Self::LendStream>, Status> {
+        let Some(wire::lend_request::Lender::Worker(lender)) = request.into_inner().lender else {
+            return Err(Status::invalid_argument("workers lend here"));
+        };
+        if &lender.secret[..] != b"secret" {
+            return Err(Status::permission_denied("a wrong secret"));
+        }
+        let (sender, orders) = mpsc::channel(4);
+        self.table.lock().lender = Some(sender);
+        Ok(Response::new(Box::pin(ReceiverStream::new(orders))))
+    }
+
+    async fn deliver(
+        &self,
+        request: Request<Streaming<wire::DeliverRequest>>,
+    ) -> Result<Response<wire::DeliverResponse>, Status> {
+        let mut messages = request.into_inner();
+        let (mut transfer, mut chunks) = (0, Vec::new());
+        while let Some(message) = messages.message().await? {
+            transfer = message.transfer;
+            chunks.extend(message.chunks);
+        }
+        self.table.lock().delivered.insert(transfer, chunks);
+        Ok(Response::new(wire::DeliverResponse {}))
+    }
+
+    async fn upload(
+        &self,
+        _: Request<Streaming<wire::UploadRequest>>,
+    ) -> Result<Response<wire::UploadResponse>, Status> {
+        Err(Status::unimplemented("no uploads"))
+    }
+}

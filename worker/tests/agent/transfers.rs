@@ -1,0 +1,162 @@
+//! How contents get to a job, and what happens when they do not.
+
+use std::time::Duration;
+
+use distbuild_proto::wire::AttemptEnd;
+use distbuild_proto::wire::from_worker::Body;
+use distbuild_proto::wire::located::Place;
+use distbuild_proto::{Address, Digest, DigestFunction, wire};
+use libtest_mimic::Trial;
+
+use crate::fake::{until, within};
+use crate::rig::{Job, Rig, dep, text, tree};
+use crate::trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("a_source_comes_from_the_client_once", a_source_comes_once),
+        trial("a_source_that_nobody_has_ends_the_attempt_as_lost", lost_source),
+        trial("a_dependency_that_nobody_has_is_named", lost_dependency),
+        trial("wrong_bytes_never_reach_a_command", wrong_bytes),
+        trial("outputs_come_from_the_peer_of_the_assignment", outputs_from_peers),
+        trial("instead_of_a_peer_that_is_gone_another_is_asked", another_peer),
+        trial("waiting_for_contents_stops_the_clock", waiting_stops_the_clock),
+        trial("what_the_worker_holds_is_delivered_on_order", lending),
+    ]
+}
+
+fn held(before: &[Body]) -> Vec<Digest> {
+    let held = before.iter().filter_map(|body| match body {
+        Body::BlobsHeld(held) => Some(&held.digests),
+        _ => None,
+    });
+    held.flatten().map(|digest| Digest::try_from(digest).unwrap()).collect()
+}
+
+async fn a_source_comes_once() {
+    let mut rig = Rig::start().await;
+    let (source, file) = rig.source("a b.txt", b"from the client");
+    let job = || Job { source: Some(source), ..Job::new("cat 'a b.txt'") };
+    rig.link.send(job().assign(1)).await;
+    let (ended, before) = rig.link.end().await;
+    assert_eq!(text(&ended.result.as_ref().unwrap().stdout), "from the client", "{ended:?}");
+    assert_eq!(held(&before), [file]);
+    assert_eq!(ended.opened, [file.into()]);
+    let second = rig.run(2, job()).await;
+    assert_eq!(second.opened, [file.into()]);
+    assert_eq!(rig.fake.reads_of(&file), 1);
+    let lenders: Vec<_> = rig.fake.coordinator.table.lock().reads.clone();
+    assert!(lenders.contains(&(file, Some("b1".to_owned()))));
+    rig.worker.shutdown().await;
+}
+
+async fn lost_source() {
+    let mut rig = Rig::start().await;
+    let nowhere = DigestFunction::Blake3.digest(b"nowhere");
+    let source = rig.fake.store(&tree("f", nowhere));
+    let ended = rig.run(1, Job { source: Some(source), ..Job::new("cat f; true") }).await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptLostInputs, "{ended:?}");
+    assert!(ended.lost_deps.is_empty());
+    assert!(ended.reason.contains("nobody has it"), "{}", ended.reason);
+    // What is not looked up is not missed.
+    let ended = rig.run(2, Job { source: Some(source), ..Job::new("ls") }).await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptSucceeded, "{ended:?}");
+    rig.worker.shutdown().await;
+}
+
+async fn lost_dependency() {
+    let mut rig = Rig::start().await;
+    let here = rig.run(1, Job::new("echo x >/distbuild/out/f")).await.result.unwrap().output_root;
+    let nowhere = DigestFunction::Blake3.digest(b"a directory that is nowhere").into();
+    let mut job = Job::new("cat /distbuild/dep/0/f /distbuild/dep/1/f");
+    job.deps = vec![dep(&here), dep(&Some(nowhere))];
+    let ended = rig.run(2, job).await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptLostInputs, "{ended:?}");
+    assert_eq!(ended.lost_deps, [1]);
+    rig.worker.shutdown().await;
+}
+
+async fn wrong_bytes() {
+    let mut rig = Rig::start().await;
+    let (source, file) = rig.source("f", b"right");
+    rig.fake.coordinator.table.lock().blobs.insert(file, "wrong".into());
+    let ended = rig.run(1, Job { source: Some(source), ..Job::new("cat f") }).await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptInfraError, "{ended:?}");
+    assert!(!rig.worker.store().contains(&file));
+    rig.worker.shutdown().await;
+}
+
+async fn outputs_from_peers() {
+    let sockets = tempfile::tempdir().unwrap();
+    let listen = Address::Unix(sockets.path().join("w1.sock"));
+    let mut first = Rig::start_with(|config| config.peer_listen = Some(listen)).await;
+    let address = first.link.hello.peer_address.clone();
+    let made = first
+        .run(1, Job::new("head -c 1000000 /dev/zero >/distbuild/out/z; echo >/distbuild/out/e"))
+        .await;
+    let root = made.result.unwrap().output_root;
+    let mut second = Rig::start().await;
+    let mut job = Job::new("cat /distbuild/dep/0/z | wc -c");
+    job.deps = vec![wire::TreeHint { root, peer_addresses: vec![address], local: false }];
+    let ended = second.run(1, job).await;
+    assert_eq!(text(&ended.result.as_ref().unwrap().stdout).trim(), "1000000", "{ended:?}");
+    assert!(ended.bytes_from_peers >= 1_000_000);
+    assert!(second.fake.coordinator.table.lock().located.is_empty());
+    second.worker.shutdown().await;
+    first.worker.shutdown().await;
+}
+
+async fn another_peer() {
+    let sockets = tempfile::tempdir().unwrap();
+    let listen = Address::Unix(sockets.path().join("w1.sock"));
+    let mut first = Rig::start_with(|config| config.peer_listen = Some(listen)).await;
+    let made = first.run(1, Job::new("echo hi >/distbuild/out/f")).await;
+    let root = made.result.unwrap().output_root;
+    let mut second = Rig::start().await;
+    let peers = wire::Peers { addresses: vec![first.link.hello.peer_address.clone()] };
+    let file = DigestFunction::Blake3.digest(b"hi\n");
+    for digest in [Digest::try_from(root.clone()).unwrap(), file] {
+        second.fake.place(digest, Place::Peers(peers.clone()));
+    }
+    let mut job = Job::new("cat /distbuild/dep/0/f");
+    let peer_addresses = vec!["unix:/nonexistent/peer".to_owned()];
+    job.deps = vec![wire::TreeHint { root, peer_addresses, local: false }];
+    let ended = second.run(1, job).await;
+    assert_eq!(text(&ended.result.as_ref().unwrap().stdout), "hi\n", "{ended:?}");
+    second.worker.shutdown().await;
+    first.worker.shutdown().await;
+}
+
+async fn lending() {
+    let mut rig = Rig::start().await;
+    let made = rig.run(1, Job::new("echo hi >/distbuild/out/f")).await;
+    let root = Digest::try_from(made.result.unwrap().output_root).unwrap();
+    let file = DigestFunction::Blake3.digest(b"hi\n");
+    let unknown = DigestFunction::Blake3.digest(b"unknown");
+    let chunks = rig.fake.order(7, &[unknown, file, root]).await;
+    assert!(chunks[0].not_found);
+    assert_eq!((chunks[1].index, &chunks[1].data[..]), (1, &b"hi\n"[..]));
+    assert_eq!(DigestFunction::Blake3.digest(&chunks[2].data), root);
+    rig.worker.shutdown().await;
+}
+
+/// The look-up is answered only after the job's whole time limit has passed.
+async fn waiting_stops_the_clock() {
+    let mut rig = Rig::start().await;
+    let (source, file) = rig.source("f", b"late");
+    let lender = rig.fake.coordinator.table.lock().places.remove(&file).unwrap();
+    // Located with a peer that is not there: asked again, with pauses, until the client is named.
+    let nobody = wire::Peers { addresses: vec!["unix:/nonexistent/peer".to_owned()] };
+    rig.fake.place(file, Place::Peers(nobody));
+    let mut job = Job { source: Some(source), ..Job::new("cat f") };
+    job.timeout = Duration::from_millis(150);
+    rig.link.send(job.assign(1)).await;
+    let table = rig.fake.coordinator.table.clone();
+    within(until(|| table.lock().located.len() >= 3)).await;
+    table.lock().places.insert(file, lender);
+    let (ended, _) = rig.link.end().await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptSucceeded, "{ended:?}");
+    let timings = ended.result.unwrap().timings.unwrap();
+    assert!(timings.fetch_wait_ms >= 150, "{timings:?}");
+    rig.worker.shutdown().await;
+}
