@@ -1,0 +1,231 @@
+//! Delivery: the outputs of requested jobs become directories, and what jobs printed becomes bytes.
+//!
+//! A few tasks run at a time, the rest waits in a list as long as the build has jobs. A directory that
+//! already holds the outputs is not touched. Nothing here is half done: a directory takes its
+//! place whole or not at all, also when the build is cancelled meanwhile.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use distbuild_cas::ingest::{StatCache, digest_trees};
+use distbuild_cas::{Filler, LeaseTreeError, MaterializeError, Want, materialize};
+use distbuild_proto::{Digest, wire};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::fetch::{FetchTreeError, Outputs, fetch_tree};
+use super::plan::Plan;
+use crate::places::output_name;
+
+/// Tasks at a time.
+const AT_ONCE: usize = 16;
+/// Most that is shown of what a job printed to one stream, in bytes.
+const SHOWN_BYTES: u64 = 16 << 20;
+
+/// What is to be done for a job.
+#[derive(Debug)]
+pub(crate) enum Errand {
+    /// Bring its outputs.
+    Deliver { job: u32, tree: Digest },
+    /// Bring what it printed.
+    Print { job: u32, result: Box<wire::JobResult> },
+}
+
+/// What has become of an errand.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// The outputs are where they belong.
+    Delivered { job: u32 },
+    /// Nobody has the outputs.
+    Lost { job: u32 },
+    /// The outputs cannot be brought.
+    Failed { reason: String },
+    /// What the job printed, or why it is not known.
+    Printed { job: u32, stdout: Result<Bytes, String>, stderr: Result<Bytes, String> },
+    /// The build was cancelled first.
+    Dropped,
+}
+
+/// The errands of one build.
+pub(crate) struct Deliveries {
+    courier: Courier,
+    /// What is in the output directory already, by the job's number.
+    existing: HashMap<u32, Digest>,
+    waiting: VecDeque<Errand>,
+    running: JoinSet<Done>,
+}
+
+#[derive(Clone)]
+struct Courier {
+    filler: Filler<Outputs>,
+    out: Arc<PathBuf>,
+    plan: Arc<Plan>,
+    stop: CancellationToken,
+}
+
+impl Deliveries {
+    pub(crate) fn new(filler: Filler<Outputs>, out: PathBuf, plan: Arc<Plan>) -> Self {
+        let courier = Courier { filler, out: Arc::new(out), plan, stop: CancellationToken::new() };
+        let (existing, waiting, running) = (HashMap::new(), VecDeque::new(), JoinSet::new());
+        Self { courier, existing, waiting, running }
+    }
+
+    /// Tells what [`existing`] found.
+    pub(crate) fn set_existing(&mut self, existing: HashMap<u32, Digest>) {
+        self.existing = existing;
+    }
+
+    /// Whether the outputs of a job are in their place already.
+    pub(crate) fn is_in_place(&self, job: u32, tree: &Digest) -> bool {
+        self.existing.get(&job) == Some(tree)
+    }
+
+    pub(crate) fn add(&mut self, errand: Errand) {
+        self.waiting.push_back(errand);
+        self.start();
+    }
+
+    fn start(&mut self) {
+        while self.running.len() < AT_ONCE
+            && let Some(errand) = self.waiting.pop_front()
+        {
+            self.running.spawn(self.courier.clone().run(errand));
+        }
+    }
+
+    /// Whether nothing is left to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// What has become of the next errand; waits for ever while there is none.
+    pub(crate) async fn next(&mut self) -> Done {
+        match self.running.join_next().await {
+            Some(done) => {
+                self.start();
+                done.unwrap_or(Done::Dropped)
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Begins nothing new; what is being written is written to its end.
+    pub(crate) fn stop(&mut self) {
+        self.waiting.clear();
+        self.courier.stop.cancel();
+    }
+}
+
+impl Courier {
+    async fn run(self, errand: Errand) -> Done {
+        let stop = self.stop.clone();
+        match errand {
+            Errand::Deliver { job, tree } => self.deliver(job, tree).await,
+            Errand::Print { job, result } => {
+                stop.run_until_cancelled(self.print(job, *result)).await.unwrap_or(Done::Dropped)
+            }
+        }
+    }
+
+    async fn deliver(&self, job: u32, tree: Digest) -> Done {
+        let failed = |reason: String| {
+            let name = self.plan.name(job);
+            Done::Failed {
+                reason: format!("the outputs of {name:?} cannot be delivered: {reason}"),
+            }
+        };
+        match self.write(job, tree).await {
+            Ok(()) => return Done::Delivered { job },
+            Err(MaterializeError::Tree(LeaseTreeError::Missing(_))) => {}
+            Err(error) => return failed(with_causes(&error)),
+        }
+        let fetched = fetch_tree(&self.filler, tree);
+        match self.stop.run_until_cancelled(fetched).await {
+            None => return Done::Dropped,
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.is_lost() => return Done::Lost { job },
+            Some(Err(FetchTreeError::Fetch(error))) => return failed(with_causes(&error)),
+            Some(Err(error)) => return failed(error.to_string()),
+        }
+        match self.write(job, tree).await {
+            Ok(()) => Done::Delivered { job },
+            Err(error) => failed(with_causes(&error)),
+        }
+    }
+
+    /// Writes the directory if the store has all of it.
+    async fn write(&self, job: u32, tree: Digest) -> Result<(), MaterializeError> {
+        let store = self.filler.store().clone();
+        let destination = self.out.join(output_name(self.plan.name(job)));
+        let shown = destination.clone();
+        let written = tokio::task::spawn_blocking(move || materialize(&store, &tree, &destination));
+        written.await.unwrap_or_else(|error| {
+            let source = std::io::Error::other(error);
+            Err(MaterializeError::Io { operation: "write", path: shown, source })
+        })
+    }
+
+    async fn print(&self, job: u32, result: wire::JobResult) -> Done {
+        let tree = result.output_root.as_ref().and_then(|root| Digest::try_from(root).ok());
+        let stdout = self.content(tree, result.stdout).await;
+        let stderr = self.content(tree, result.stderr).await;
+        Done::Printed { job, stdout, stderr }
+    }
+
+    async fn content(
+        &self,
+        tree: Option<Digest>,
+        content: Option<wire::Content>,
+    ) -> Result<Bytes, String> {
+        let Some(wire::Content { inline, blob }) = content else { return Ok(Bytes::new()) };
+        let Some(blob) = blob else { return Ok(inline) };
+        let digest = Digest::try_from(&blob).map_err(|error| error.to_string())?;
+        if digest.size_bytes() > SHOWN_BYTES {
+            return Err(format!("{} bytes are too many to be shown", digest.size_bytes()));
+        }
+        let want = Want { digest, executable: false, hint: tree };
+        self.filler.ensure(want).await.map_err(|error| with_causes(&error))?;
+        let store = self.filler.store().clone();
+        let read = tokio::task::spawn_blocking(move || store.read(&digest));
+        let read = read.await.map_err(|error| error.to_string())?;
+        read.map_err(|error| with_causes(&error))
+    }
+}
+
+/// The trees that lie in the output directory under the names of requested jobs. Blocks.
+pub(crate) fn existing(
+    out: &std::path::Path,
+    plan: &Plan,
+    stat_cache: &StatCache,
+) -> HashMap<u32, Digest> {
+    let Ok(entries) = std::fs::read_dir(out) else { return HashMap::new() };
+    let names: std::collections::HashSet<_> =
+        entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let numbers = 0..u32::try_from(plan.len()).unwrap_or(u32::MAX);
+    let (jobs, paths): (Vec<u32>, Vec<PathBuf>) = numbers
+        .filter(|job| plan.is_requested(*job))
+        .map(|job| (job, output_name(plan.name(job))))
+        .filter(|(_, name)| names.contains(std::ffi::OsStr::new(name)))
+        .map(|(job, name)| (job, out.join(name)))
+        .unzip();
+    let digests = digest_trees(&paths, stat_cache, SystemTime::now());
+    jobs.into_iter().zip(digests).filter_map(|(job, digest)| Some((job, digest.ok()?))).collect()
+}
+
+/// An error with what caused it.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

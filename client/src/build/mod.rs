@@ -1,0 +1,304 @@
+//! `distbuild build`: a graph, from its file to its outputs.
+//!
+//! The graph becomes a [`plan::Plan`], its inputs [`sources::Sources`]; both are submitted to a
+//! coordinator ([`crate::backend`]: embedded or remote), and a [`session::Session`] follows the build: it
+//! lends sources, brings outputs, shows and writes down what happens. Nothing here decides what runs.
+
+pub(crate) mod console;
+pub(crate) mod deliver;
+pub(crate) mod events;
+pub(crate) mod fetch;
+pub(crate) mod lend;
+pub(crate) mod plan;
+pub(crate) mod record;
+pub(crate) mod session;
+pub(crate) mod sources;
+pub(crate) mod submit;
+pub(crate) mod summary;
+pub(crate) mod traffic;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use distbuild_cas::ingest::StatCache;
+use distbuild_cas::{Filler, FillerConfig};
+use distbuild_proto::transport::MAX_MESSAGE_BYTES;
+use distbuild_proto::wire;
+use distbuild_proto::wire::builds_client::BuildsClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::backend::{Backend, Where};
+use crate::cli::BuildArgs;
+use crate::exit::{Exit, Failure};
+use crate::interrupt::Interrupt;
+use crate::output;
+use crate::places::Places;
+use crate::plaintext::Allowed;
+use crate::progress::Screen;
+
+use deliver::Deliveries;
+use events::EventFile;
+use fetch::Outputs;
+use plan::Plan;
+use record::Record;
+use session::{Ended, Parts, Session};
+use sources::Sources;
+use submit::Terms;
+use summary::{Bytes, Summary};
+use traffic::Traffic;
+
+/// Messages to the coordinator that wait, each of at most about a MiB.
+const WAITING_REQUESTS: usize = 16;
+/// After so long without an answer to a submission the user is told what is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Blobs that may be wanted at once; the deliveries that run at a time ask for no more.
+const MAX_WANTED: usize = 1 << 17;
+
+/// What is to be built, how, and what is to be told about it.
+#[derive(Debug)]
+struct Options {
+    places: Places,
+    jobs: Vec<String>,
+    target: Where,
+    terms: Terms,
+    upload: bool,
+    summary: Option<PathBuf>,
+    events: Option<PathBuf>,
+}
+
+impl Options {
+    fn new(args: BuildArgs) -> Result<Self, Failure> {
+        let target = match args.coordinator {
+            Some(address) => {
+                Allowed::from(&args.plaintext).check(&address)?;
+                Where::Remote(address)
+            }
+            None => Where::Embedded,
+        };
+        let places = Places::new(&args.graph, args.source, args.out, args.state)?;
+        let terms = Terms {
+            digest_function: args.digest_function,
+            keep_going: args.keep_going,
+            no_cache: args.no_cache,
+            title: places.title(),
+        };
+        let (jobs, upload) = (args.job, args.upload);
+        Ok(Self { places, jobs, target, terms, upload, summary: args.summary, events: args.events })
+    }
+}
+
+/// Builds.
+///
+/// # Errors
+/// What kept the build from starting; a build that started ends with an exit code.
+pub(crate) async fn run(args: BuildArgs, interrupt: Interrupt) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let options = Options::new(args)?;
+    let events = EventFile::create(options.events.as_deref())
+        .map_err(|error| Failure::usage(format!("failed to write the events: {error}")))?;
+    let plan = {
+        let (path, jobs) = (options.places.graph.clone(), options.jobs.clone());
+        blocking(move || Plan::new(plan::load(&path)?, &jobs)).await?
+    };
+    let build = Build { options, plan: Arc::new(plan), traffic: Arc::default(), started };
+    tokio::select! {
+        result = build.run(events, &interrupt) => result,
+        () = interrupt.second() => Err(Failure::cancelled()),
+    }
+}
+
+struct Build {
+    options: Options,
+    plan: Arc<Plan>,
+    traffic: Arc<Traffic>,
+    started: Instant,
+}
+
+impl Build {
+    async fn run(&self, events: EventFile, interrupt: &Interrupt) -> Result<Exit, Failure> {
+        let sources = self.read_sources();
+        let backend = Backend::start(&self.options.target, &self.options.places.cache);
+        let prepared = async { tokio::join!(sources, backend) };
+        let (sources, backend) = tokio::select! {
+            prepared = prepared => prepared,
+            () = interrupt.first() => return self.refused(Failure::cancelled(), 0),
+        };
+        let (sources, backend) = match (sources, backend) {
+            (Ok(sources), Ok(backend)) => (sources, backend),
+            (Err(failure), backend) => {
+                if let Ok(backend) = backend {
+                    backend.end().await;
+                }
+                return self.refused(failure, 0);
+            }
+            (Ok(_), Err(failure)) => return self.refused(failure, 0),
+        };
+        let stat_cache = sources.stat_cache.clone();
+        let declared = sources.snapshot.stats().declared_bytes;
+        let session = tokio::select! {
+            session = self.submit(sources, &backend, events) => session,
+            () = interrupt.first() => Err(Failure::cancelled()),
+        };
+        let ended = match session {
+            Ok((session, stream)) => self.follow(session, stream, &backend, interrupt).await,
+            Err(failure) => {
+                backend.end().await;
+                return self.refused(failure, declared);
+            }
+        };
+        backend.end().await;
+        let saved = blocking(move || Ok(stat_cache.save())).await?;
+        if let Err(error) = saved {
+            tracing::warn!(%error, "digests of outputs not remembered");
+        }
+        self.finish(&ended, declared)
+    }
+
+    async fn read_sources(&self) -> Result<Sources, Failure> {
+        let (places, plan) = (self.options.places.clone(), self.plan.clone());
+        let function = self.options.terms.digest_function;
+        blocking(move || {
+            let file = places.cache.stat_cache();
+            let stat_cache = Arc::new(StatCache::open(&file, function, SystemTime::now()));
+            Sources::read(&places, stat_cache, plan.jobs())
+        })
+        .await
+    }
+
+    /// Sends the submission and waits until the build has started.
+    async fn submit(
+        &self,
+        sources: Sources,
+        backend: &Backend,
+        events: EventFile,
+    ) -> Result<(Session, Streaming<wire::BuildEvents>), Failure> {
+        let out = self.options.places.out.clone();
+        std::fs::create_dir_all(&out)
+            .map_err(|error| Failure::infrastructure(format!("failed to make {out:?}: {error}")))?;
+        let existing = {
+            let (out, plan) = (out.clone(), self.plan.clone());
+            let stat_cache = sources.stat_cache.clone();
+            tokio::task::spawn_blocking(move || deliver::existing(&out, &plan, &stat_cache))
+        };
+        let (requests, messages) = mpsc::channel(WAITING_REQUESTS);
+        let submission = {
+            let (requests, sources) = (requests.clone(), sources.clone());
+            let (terms, plan) = (self.options.terms.clone(), self.plan.clone());
+            async move { submit::submit(&requests, terms, plan, sources).await }
+        };
+        let submission = tokio::spawn(submission);
+        let mut builds =
+            BuildsClient::new(backend.control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let call = builds.build(ReceiverStream::new(messages));
+        let stream = with_patience(call).await;
+        submission.abort();
+        let stream = stream.map_err(|status| Failure::of_status(&status))?.into_inner();
+        let outputs = Outputs::new(backend.bytes.clone(), self.traffic.clone());
+        let config = FillerConfig { max_queued: MAX_WANTED, ..FillerConfig::default() };
+        let filler = Filler::new(backend.store.clone(), outputs, config);
+        let session = Session::new(Parts {
+            record: Record::new(self.plan.clone()),
+            events,
+            screen: Screen::new(self.plan.len()),
+            traffic: self.traffic.clone(),
+            deliveries: Deliveries::new(filler, out, self.plan.clone()),
+            existing,
+            requests,
+            bytes: backend.bytes.clone(),
+            sources,
+            upload: self.options.upload,
+        });
+        Ok((session, stream))
+    }
+
+    async fn follow(
+        &self,
+        session: Session,
+        stream: Streaming<wire::BuildEvents>,
+        backend: &Backend,
+        interrupt: &Interrupt,
+    ) -> Ended {
+        let troubles = session.troubles();
+        let watch = async {
+            let trouble = backend.failed().await;
+            let _ = troubles.send(format!("the embedded worker failed: {trouble}")).await;
+            std::future::pending::<Ended>().await
+        };
+        tokio::select! {
+            ended = session.run(stream, interrupt) => ended,
+            ended = watch => ended,
+        }
+    }
+
+    /// A build that never started.
+    fn refused(&self, failure: Failure, declared: u64) -> Result<Exit, Failure> {
+        let outcome = match failure.exit {
+            // Nothing was built, so there is nothing to sum up.
+            Exit::USAGE => return Err(failure),
+            Exit::NO_WORKER => wire::Outcome::NoWorker,
+            Exit::CANCELLED => wire::Outcome::Cancelled,
+            _ => wire::Outcome::InfraError,
+        };
+        let mut record = Record::new(self.plan.clone());
+        record.close(outcome);
+        self.write_summary(&record, outcome, declared)?;
+        Err(failure)
+    }
+
+    fn finish(&self, ended: &Ended, declared: u64) -> Result<Exit, Failure> {
+        self.write_summary(&ended.record, ended.outcome, declared)?;
+        let record = &ended.record;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let counts: Vec<String> =
+            record.counts().map(|(word, count)| format!("{count} {word}")).collect();
+        output::note(format_args!(
+            "{}: {} jobs, {} in {seconds:.1} s",
+            record::result_word(ended.outcome),
+            record.plan().len(),
+            counts.join(", "),
+        ));
+        Ok(ended.exit)
+    }
+
+    fn write_summary(
+        &self,
+        record: &Record,
+        outcome: wire::Outcome,
+        declared: u64,
+    ) -> Result<(), Failure> {
+        let Some(path) = &self.options.summary else { return Ok(()) };
+        let bytes = Bytes {
+            declared,
+            opened: record.bytes.opened,
+            sent_by_client: self.traffic.sent(),
+            from_peers: record.bytes.from_peers,
+            from_backing_store: record.bytes.from_backing_store,
+            outputs_received: self.traffic.received(),
+        };
+        let wall_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Summary::new(record, outcome, wall_ms, bytes).write(path).map_err(|error| {
+            Failure::infrastructure(format!("failed to write the summary {path:?}: {error}"))
+        })
+    }
+}
+
+/// Waits for a call; after a while the user learns what is waited for.
+async fn with_patience<T>(call: impl Future<Output = T>) -> T {
+    let mut call = std::pin::pin!(call);
+    if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut call).await {
+        return answer;
+    }
+    output::note("waiting for the coordinator to accept the build");
+    call.await
+}
+
+/// Work for a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Failure::infrastructure(error)))
+}

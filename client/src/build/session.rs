@@ -1,0 +1,380 @@
+//! `Session`: one build from its first event to its last.
+//!
+//! One task owns everything: it takes events, errands that are done, troubles and signals as they come, and
+//! sends the coordinator what they make necessary. It ends when the coordinator has said its last
+//! word and nothing is left to be brought, or a bounded time after it was asked to end.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distbuild_proto::Digest;
+use distbuild_proto::wire::build_event::Body;
+use distbuild_proto::wire::build_request::Body as Request;
+use distbuild_proto::wire::{self, BuildEvents, Outcome};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::console;
+use super::deliver::{Deliveries, Done, Errand};
+use super::events::EventFile;
+use super::lend::Lender;
+use super::record::{Record, succeeded};
+use super::sources::Sources;
+use super::submit::send;
+use super::traffic::Traffic;
+use crate::exit::Exit;
+use crate::interrupt::Interrupt;
+use crate::progress::{REFRESH, Screen};
+
+/// How long the end of a build may take that was asked to end.
+const END: Duration = Duration::from_secs(2);
+/// How long outputs may still be brought after the coordinator's last word.
+const LAST_ERRANDS: Duration = Duration::from_secs(60);
+/// How often a job's outputs are made again because nobody has them any more.
+const REMAKES: u32 = 3;
+
+/// What a session works with.
+pub(crate) struct Parts {
+    pub(crate) record: Record,
+    pub(crate) events: EventFile,
+    pub(crate) screen: Screen,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) deliveries: Deliveries,
+    /// What lies in the output directory, being found out.
+    pub(crate) existing: JoinHandle<HashMap<u32, Digest>>,
+    pub(crate) requests: mpsc::Sender<wire::BuildRequest>,
+    /// For bytes, not for control.
+    pub(crate) bytes: Channel,
+    pub(crate) sources: Sources,
+    pub(crate) upload: bool,
+}
+
+/// A build that is over.
+pub(crate) struct Ended {
+    pub(crate) record: Record,
+    pub(crate) outcome: Outcome,
+    pub(crate) exit: Exit,
+}
+
+/// A running build.
+pub(crate) struct Session {
+    parts: Parts,
+    lender: Option<JoinHandle<()>>,
+    uploader: Option<JoinHandle<()>>,
+    troubles: (mpsc::Sender<String>, mpsc::Receiver<String>),
+    /// Infrastructure failed on this side.
+    spoilt: bool,
+    cancelled: bool,
+    /// The coordinator will say no more.
+    silent: bool,
+    deadline: Option<Instant>,
+    /// What to say about jobs whose output is being fetched.
+    awaited: HashMap<u32, String>,
+    remakes: HashMap<u32, u32>,
+}
+
+impl Session {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            lender: None,
+            uploader: None,
+            troubles: mpsc::channel(1),
+            spoilt: false,
+            cancelled: false,
+            silent: false,
+            deadline: None,
+            awaited: HashMap::new(),
+            remakes: HashMap::new(),
+        }
+    }
+
+    /// Whoever finds that something is wrong on this side tells here; the build then ends.
+    pub(crate) fn troubles(&self) -> mpsc::Sender<String> {
+        self.troubles.0.clone()
+    }
+
+    /// Runs the build to its end.
+    pub(crate) async fn run(
+        mut self,
+        mut events: Streaming<BuildEvents>,
+        interrupt: &Interrupt,
+    ) -> Ended {
+        let mut redraw = tokio::time::interval(REFRESH);
+        redraw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !(self.silent && self.parts.deliveries.is_idle()) {
+            let deadline = self.deadline.unwrap_or_else(|| Instant::now() + LAST_ERRANDS);
+            tokio::select! {
+                message = events.message(), if !self.silent => match message {
+                    Ok(Some(batch)) => self.take(batch).await,
+                    Ok(None) => self.hang_up(None),
+                    Err(status) => self.hang_up(Some(status.message())),
+                },
+                done = self.parts.deliveries.next() => self.done(done).await,
+                Some(trouble) = self.troubles.1.recv() => self.spoil(&trouble).await,
+                () = interrupt.first(), if !self.cancelled => self.cancel().await,
+                () = tokio::time::sleep_until(deadline), if self.deadline.is_some() => break,
+                _ = redraw.tick() => {
+                    self.parts.screen.refresh(&self.parts.record, &self.parts.traffic);
+                    self.parts.events.flush();
+                }
+            }
+        }
+        self.end()
+    }
+
+    async fn take(&mut self, batch: BuildEvents) {
+        let mut lines = String::new();
+        for event in batch.events {
+            let Some(body) = &event.body else { continue };
+            self.parts.record.apply(body);
+            self.parts.events.write(&event, &self.parts.record);
+            match event.body {
+                Some(Body::BuildStarted(started)) => self.started(started).await,
+                Some(Body::JobFinished(finished)) => {
+                    self.job_finished(finished, &mut lines).await;
+                }
+                Some(Body::OutputsRemade(remade)) => self.remade(remade).await,
+                Some(Body::JobWaiting(waiting)) => {
+                    let name = self.parts.record.plan().name(waiting.job);
+                    self.parts.screen.note(&format!("{name} waits: {}", waiting.reason));
+                }
+                _ => {}
+            }
+        }
+        self.say(&mut lines);
+    }
+
+    /// Writes gathered lines at once.
+    fn say(&self, lines: &mut String) {
+        if let Some(text) = lines.strip_suffix('\n') {
+            self.parts.screen.note(text);
+        }
+        lines.clear();
+    }
+
+    async fn started(&mut self, started: wire::BuildStarted) {
+        let build = wire::BuildLender { build_id: started.build_id, secret: started.lend_secret };
+        let lender = Lender::new(
+            self.parts.bytes.clone(),
+            self.parts.sources.snapshot.clone(),
+            self.parts.traffic.clone(),
+            build,
+            self.troubles.0.clone(),
+        );
+        if self.parts.upload {
+            self.uploader = Some(tokio::spawn(lender.clone().upload()));
+        }
+        self.lender = Some(tokio::spawn(lender.lend()));
+        let existing = (&mut self.parts.existing).await.unwrap_or_default();
+        self.parts.deliveries.set_existing(existing);
+    }
+
+    async fn job_finished(&mut self, finished: wire::JobFinished, lines: &mut String) {
+        let (job, outcome) = (finished.job, finished.outcome());
+        let failed = matches!(outcome, Outcome::Failed | Outcome::TimedOut);
+        let broken = matches!(outcome, Outcome::InfraError | Outcome::NoWorker);
+        let text = if failed {
+            Some(console::failure(&self.parts.record, &finished))
+        } else if broken || self.parts.screen.is_lines() {
+            Some(console::line(&self.parts.record, &finished))
+        } else {
+            None
+        };
+        let Some(result) = finished.result else {
+            return push_line(text, lines);
+        };
+        if prints_nothing(&result) {
+            push_line(text, lines);
+        } else if let Some((stdout, stderr)) = inline(&result) {
+            push_line(text, lines);
+            self.say(lines);
+            self.parts.screen.print(stdout, stderr);
+        } else {
+            self.awaited.insert(job, text.unwrap_or_default());
+            self.parts.deliveries.add(Errand::Print { job, result: Box::new(result.clone()) });
+        }
+        if succeeded(outcome) && self.parts.record.plan().is_requested(job) {
+            self.fetch_outputs(job, &result).await;
+        }
+    }
+
+    async fn fetch_outputs(&mut self, job: u32, result: &wire::JobResult) {
+        let tree = result.output_root.as_ref().map(Digest::try_from);
+        match tree {
+            Some(Ok(tree)) if self.parts.deliveries.is_in_place(job, &tree) => {
+                self.tell(Request::Delivered(wire::JobReport { job })).await;
+            }
+            Some(Ok(tree)) => self.parts.deliveries.add(Errand::Deliver { job, tree }),
+            Some(Err(error)) => self.spoil(&error.to_string()).await,
+            None => {
+                let name = self.parts.record.plan().name(job);
+                let text = format!("the coordinator names no outputs of {name:?}");
+                self.spoil(&text).await;
+            }
+        }
+    }
+
+    async fn remade(&mut self, remade: wire::OutputsRemade) {
+        if succeeded(remade.outcome()) {
+            if let Some(result) = remade.result
+                && self.parts.record.plan().is_requested(remade.job)
+            {
+                self.fetch_outputs(remade.job, &result).await;
+            }
+        } else {
+            let name = self.parts.record.plan().name(remade.job);
+            self.parts.screen.note(&format!("error: {name}: {}", remade.reason));
+        }
+    }
+
+    async fn done(&mut self, done: Done) {
+        match done {
+            Done::Delivered { job } => {
+                self.tell(Request::Delivered(wire::JobReport { job })).await;
+            }
+            Done::Lost { job } => {
+                let remakes = self.remakes.entry(job).or_default();
+                *remakes += 1;
+                if *remakes > REMAKES {
+                    let name = self.parts.record.plan().name(job);
+                    let text =
+                        format!("the outputs of {name:?} were lost {REMAKES} times and more");
+                    self.spoil(&text).await;
+                } else {
+                    self.tell(Request::OutputsMissing(wire::JobReport { job })).await;
+                }
+            }
+            Done::Failed { reason } => self.spoil(&reason).await,
+            Done::Printed { job, stdout, stderr } => self.printed(job, stdout, stderr),
+            Done::Dropped => {}
+        }
+    }
+
+    fn printed(
+        &mut self,
+        job: u32,
+        stdout: Result<bytes::Bytes, String>,
+        stderr: Result<bytes::Bytes, String>,
+    ) {
+        let mut text = self.awaited.remove(&job).unwrap_or_default();
+        for (stream, content) in [("stdout", &stdout), ("stderr", &stderr)] {
+            if let Err(error) = content {
+                let name = self.parts.record.plan().name(job);
+                if !text.is_empty() {
+                    text.push('\n');
+                }
+                text.push_str(&format!("{stream} of {name:?} is not shown: {error}"));
+            }
+        }
+        if !text.is_empty() {
+            self.parts.screen.note(&text);
+        }
+        self.parts.screen.print(&stdout.unwrap_or_default(), &stderr.unwrap_or_default());
+    }
+
+    /// Something is wrong on this side that no job can help: says so, and ends the build.
+    async fn spoil(&mut self, trouble: &str) {
+        if !self.spoilt {
+            self.parts.screen.note(&format!("error: {trouble}"));
+        }
+        self.spoilt = true;
+        self.ask_to_end().await;
+    }
+
+    async fn cancel(&mut self) {
+        self.cancelled = true;
+        self.parts.screen.note("cancelling; a second signal ends at once");
+        self.ask_to_end().await;
+    }
+
+    async fn ask_to_end(&mut self) {
+        if self.deadline.is_none() {
+            self.deadline = Some(Instant::now() + END);
+            self.parts.deliveries.stop();
+            self.tell(Request::Cancel(wire::CancelBuild {})).await;
+        }
+    }
+
+    /// Tells the coordinator; one that has gone away says so in its events.
+    async fn tell(&self, request: Request) {
+        let told = tokio::time::timeout(END, send(&self.parts.requests, request)).await;
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::debug!("the coordinator takes no more messages");
+        }
+    }
+
+    /// The coordinator's stream has ended.
+    fn hang_up(&mut self, error: Option<&str>) {
+        self.silent = true;
+        let deadline = Instant::now() + LAST_ERRANDS;
+        self.deadline = Some(self.deadline.map_or(deadline, |old| old.min(deadline)));
+        if self.parts.record.ended.is_none() {
+            self.spoilt = true;
+            self.parts.deliveries.stop();
+            if !self.cancelled {
+                let why = error.unwrap_or("it closed the connection");
+                self.parts.screen.note(&format!("error: the coordinator is lost: {why}"));
+            }
+        }
+    }
+
+    fn end(mut self) -> Ended {
+        for task in [self.lender.take(), self.uploader.take()].into_iter().flatten() {
+            task.abort();
+        }
+        let mut parts = self.parts;
+        parts.screen.close();
+        parts.events.flush();
+        let said = parts.record.ended;
+        // The build of somebody else's ctrl-C ends so as well; one that we ended for a trouble does not.
+        let cancelled = self.cancelled || (said == Some(Outcome::Cancelled) && !self.spoilt);
+        let left = if cancelled { Outcome::Cancelled } else { Outcome::InfraError };
+        parts.record.close(left);
+        let exits = parts.record.exits();
+        let exits = exits.chain(cancelled.then_some(Exit::CANCELLED));
+        let spoilt = self.spoilt || said == Some(Outcome::InfraError);
+        let exit = Exit::of_all(exits.chain(spoilt.then_some(Exit::INFRASTRUCTURE)));
+        let outcome = outcome_of(exit, &parts.record);
+        Ended { record: parts.record, outcome, exit }
+    }
+}
+
+/// The outcome of a build that ends with this code.
+fn outcome_of(exit: Exit, record: &Record) -> Outcome {
+    match exit {
+        Exit::CANCELLED => Outcome::Cancelled,
+        Exit::INFRASTRUCTURE => Outcome::InfraError,
+        Exit::NO_WORKER => Outcome::NoWorker,
+        Exit::JOB_FAILED if record.count(Outcome::Failed) == 0 => Outcome::TimedOut,
+        Exit::JOB_FAILED => Outcome::Failed,
+        _ => Outcome::Executed,
+    }
+}
+
+fn prints_nothing(result: &wire::JobResult) -> bool {
+    let nothing = |content: &wire::Content| content.inline.is_empty() && content.blob.is_none();
+    [&result.stdout, &result.stderr].into_iter().flatten().all(nothing)
+}
+
+fn push_line(text: Option<String>, lines: &mut String) {
+    if let Some(text) = text {
+        lines.push_str(&text);
+        lines.push('\n');
+    }
+}
+
+/// What a job printed, if all of it is at hand.
+fn inline(result: &wire::JobResult) -> Option<(&[u8], &[u8])> {
+    let is_blob = |content: &wire::Content| content.blob.is_some();
+    if [&result.stdout, &result.stderr].into_iter().flatten().any(is_blob) {
+        return None;
+    }
+    let stdout = result.stdout.as_ref().map_or(&[][..], |content| &content.inline);
+    let stderr = result.stderr.as_ref().map_or(&[][..], |content| &content.inline);
+    Some((stdout, stderr))
+}

@@ -1,0 +1,226 @@
+//! The summary: one JSON object about a build, whole or not there.
+
+use std::io::Write;
+use std::path::Path;
+
+use distbuild_proto::wire::Outcome;
+use serde::Serialize;
+
+use super::record::{Attempt, Record, result_word};
+
+/// The object, field by field as documented.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary<'a> {
+    outcome: &'static str,
+    build_id: &'a str,
+    wall_ms: u64,
+    jobs: Jobs,
+    bytes: Bytes,
+    attempts: Vec<AttemptLine<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Jobs {
+    total: u64,
+    executed: u64,
+    cached: u64,
+    cut_off: u64,
+    failed: u64,
+    timed_out: u64,
+    skipped: u64,
+    cancelled: u64,
+    infra_error: u64,
+    no_worker: u64,
+}
+
+/// Bytes that moved.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Bytes {
+    /// Distinct bytes of all declared source inputs.
+    pub(crate) declared: u64,
+    /// Distinct bytes of the source files that commands looked up with success.
+    pub(crate) opened: u64,
+    /// Bytes of blob contents that left the client, all copies counted.
+    pub(crate) sent_by_client: u64,
+    /// Bytes that workers fetched from each other.
+    pub(crate) from_peers: u64,
+    /// Bytes that workers fetched from a backing store.
+    pub(crate) from_backing_store: u64,
+    /// Bytes of outputs that reached the client.
+    pub(crate) outputs_received: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct AttemptLine<'a> {
+    job: &'a str,
+    id: &'a str,
+    worker: &'a str,
+    number: u32,
+    result: &'static str,
+    exit_code: i32,
+    queued_ms: u64,
+    setup_ms: u64,
+    run_ms: u64,
+    collect_ms: u64,
+    fetch_wait_ms: u64,
+    files_opened: u32,
+}
+
+impl<'a> Summary<'a> {
+    /// The summary of a build that is over.
+    pub(crate) fn new(record: &'a Record, outcome: Outcome, wall_ms: u64, bytes: Bytes) -> Self {
+        let jobs = Jobs {
+            total: record.plan().len() as u64,
+            executed: record.count(Outcome::Executed),
+            cached: record.count(Outcome::Cached),
+            cut_off: record.count(Outcome::CutOff),
+            failed: record.count(Outcome::Failed),
+            timed_out: record.count(Outcome::TimedOut),
+            skipped: record.count(Outcome::Skipped),
+            cancelled: record.count(Outcome::Cancelled),
+            infra_error: record.count(Outcome::InfraError),
+            no_worker: record.count(Outcome::NoWorker),
+        };
+        let attempts = record.attempts.iter().map(|attempt| line(record, attempt)).collect();
+        let outcome = result_word(outcome);
+        Self { outcome, build_id: &record.build_id, wall_ms, jobs, bytes, attempts }
+    }
+
+    /// Writes the object to a file, in place of what was there.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub(crate) fn write(&self, path: &Path) -> std::io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!(".{}.tmp", std::process::id()));
+        let draft = std::path::PathBuf::from(draft);
+        let written = std::fs::File::create(&draft)
+            .and_then(|mut file| file.write_all(&text))
+            .and_then(|()| std::fs::rename(&draft, path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&draft);
+        }
+        written
+    }
+}
+
+fn line<'a>(record: &'a Record, attempt: &'a Attempt) -> AttemptLine<'a> {
+    let timings = &attempt.timings;
+    AttemptLine {
+        job: record.plan().name(attempt.job),
+        id: record.id(attempt.job),
+        worker: &attempt.worker,
+        number: attempt.number,
+        result: result_word(attempt.outcome),
+        exit_code: attempt.exit_code,
+        queued_ms: timings.queued_ms,
+        setup_ms: timings.setup_ms,
+        run_ms: timings.run_ms,
+        collect_ms: timings.collect_ms,
+        fetch_wait_ms: timings.fetch_wait_ms,
+        files_opened: attempt.files_opened,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use distbuild_proto::graph::Graph;
+    use distbuild_proto::wire;
+    use distbuild_proto::wire::build_event::Body;
+    use serde_json::json;
+
+    use super::*;
+    use crate::build::plan::Plan;
+
+    fn record() -> Record {
+        let job = |name: &str| json!({ "name": name, "cmds": [{ "exec": ["/bin/true"] }] });
+        let file = json!({ "version": 1, "jobs": [job("a"), job("b"), job("c")] });
+        let graph = Graph::from_json(file.to_string().as_bytes()).unwrap();
+        let mut record = Record::new(Arc::new(Plan::new(graph, &[]).unwrap()));
+        let ids = (0..3).map(|id| bytes::Bytes::from(vec![id; 20])).collect();
+        record.apply(&Body::BuildStarted(wire::BuildStarted {
+            build_id: "b1".to_owned(),
+            lend_secret: bytes::Bytes::new(),
+            job_ids: ids,
+        }));
+        record
+    }
+
+    fn attempt(number: u32, outcome: Outcome) -> Body {
+        Body::AttemptFinished(wire::AttemptFinished {
+            job: 1,
+            number,
+            worker: "w1".to_owned(),
+            outcome: outcome.into(),
+            exit_code: 0,
+            reason: String::new(),
+            timings: Some(wire::Timings { queued_ms: 1, run_ms: 240, ..Default::default() }),
+            files_opened: 41,
+        })
+    }
+
+    fn finished(job: u32, outcome: Outcome) -> Body {
+        Body::JobFinished(wire::JobFinished { job, outcome: outcome.into(), ..Default::default() })
+    }
+
+    #[test]
+    fn the_object_has_the_documented_fields() {
+        let mut record = record();
+        record.apply(&attempt(1, Outcome::InfraError));
+        record.apply(&attempt(2, Outcome::Executed));
+        record.apply(&finished(0, Outcome::Cached));
+        record.apply(&finished(1, Outcome::Executed));
+        record.apply(&finished(2, Outcome::CutOff));
+        let bytes = Bytes { declared: 7, opened: 3, sent_by_client: 3, ..Bytes::default() };
+        let summary = Summary::new(&record, Outcome::Executed, 812, bytes);
+        let id = "01".repeat(20);
+        let attempt = |number, result| {
+            json!({ "job": "b", "id": id, "worker": "w1", "number": number, "result": result,
+                    "exit_code": 0, "queued_ms": 1, "setup_ms": 0, "run_ms": 240, "collect_ms": 0,
+                    "fetch_wait_ms": 0, "files_opened": 41 })
+        };
+        assert_eq!(
+            serde_json::to_value(&summary).unwrap(),
+            json!({ "outcome": "succeeded", "build_id": "b1", "wall_ms": 812,
+                "jobs": { "total": 3, "executed": 1, "cached": 1, "cut_off": 1, "failed": 0,
+                          "timed_out": 0, "skipped": 0, "cancelled": 0, "infra_error": 0, "no_worker": 0 },
+                "bytes": { "declared": 7, "opened": 3, "sent_by_client": 3, "from_peers": 0,
+                           "from_backing_store": 0, "outputs_received": 0 },
+                "attempts": [attempt(1, "infra_error"), attempt(2, "succeeded")] })
+        );
+    }
+
+    #[test]
+    fn jobs_that_were_not_heard_of_again_are_counted() {
+        let mut record = record();
+        record.apply(&finished(0, Outcome::Executed));
+        record.apply(&Body::AttemptStarted(wire::AttemptStarted {
+            job: 1,
+            number: 1,
+            worker: "w1".to_owned(),
+        }));
+        record.close(Outcome::Cancelled);
+        let summary = Summary::new(&record, Outcome::Cancelled, 1, Bytes::default());
+        let value = serde_json::to_value(&summary).unwrap();
+        assert_eq!(value["outcome"], "cancelled");
+        assert_eq!(value["jobs"]["cancelled"], 2);
+        assert_eq!(value["attempts"][0]["result"], "cancelled");
+    }
+
+    #[test]
+    fn a_summary_replaces_the_one_before_and_leaves_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("summary.json");
+        std::fs::write(&path, "old").unwrap();
+        let record = record();
+        Summary::new(&record, Outcome::Failed, 1, Bytes::default()).write(&path).unwrap();
+        let value: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(value["outcome"], "failed");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

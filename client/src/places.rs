@@ -1,0 +1,150 @@
+//! Where things are on the user's machine: graph, sources, outputs, caches. All paths are absolute.
+
+use std::path::{Path, PathBuf};
+
+use crate::exit::Failure;
+
+/// The places of one graph.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// The graph file.
+    pub(crate) graph: PathBuf,
+    /// The source root.
+    pub(crate) source: PathBuf,
+    /// The directory that holds one directory of outputs a job.
+    pub(crate) out: PathBuf,
+    /// What builds keep from one to the next.
+    pub(crate) cache: Cache,
+}
+
+impl Places {
+    /// The places that the command line names, or the documented ones beside the graph file.
+    ///
+    /// # Errors
+    /// There is no home to keep a cache in, or no working directory.
+    pub(crate) fn new(
+        graph: &Path,
+        source: Option<PathBuf>,
+        out: Option<PathBuf>,
+        state: Option<PathBuf>,
+    ) -> Result<Self, Failure> {
+        let graph = absolute(graph)?;
+        let beside = graph.parent().unwrap_or(Path::new("/")).to_owned();
+        let source = source.map_or(Ok(beside.clone()), |source| absolute(&source))?;
+        let out = out.map_or(Ok(beside.join("distbuild-out")), |out| absolute(&out))?;
+        Ok(Self { graph, source, out, cache: Cache::new(state)? })
+    }
+
+    /// What can never be an input.
+    pub(crate) fn excluded(&self) -> [PathBuf; 3] {
+        [self.out.clone(), self.cache.0.clone(), self.graph.clone()]
+    }
+
+    /// The name of the graph file, for people.
+    pub(crate) fn title(&self) -> String {
+        let name = self.graph.file_name().unwrap_or(self.graph.as_os_str());
+        name.to_string_lossy().into_owned()
+    }
+}
+
+/// The cache directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Cache(PathBuf);
+
+impl Cache {
+    /// The directory that the command line names, or the documented one.
+    ///
+    /// # Errors
+    /// There is no home to keep it in.
+    pub(crate) fn new(given: Option<PathBuf>) -> Result<Self, Failure> {
+        Ok(Self(match given {
+            Some(given) => absolute(&given)?,
+            None => below_home("XDG_CACHE_HOME", ".cache")?.join("distbuild"),
+        }))
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Blobs that came from other machines to be looked at.
+    pub(crate) fn inspected(&self) -> PathBuf {
+        self.0.join("inspected")
+    }
+
+    /// Digests of files by their state on disk.
+    pub(crate) fn stat_cache(&self) -> PathBuf {
+        self.0.join("files.db")
+    }
+
+    /// State of the embedded coordinator.
+    pub(crate) fn coordinator(&self) -> PathBuf {
+        self.0.join("coordinator")
+    }
+
+    /// State of the embedded worker.
+    pub(crate) fn worker(&self) -> PathBuf {
+        self.0.join("worker")
+    }
+
+    /// Blobs of outputs that came from other machines.
+    pub(crate) fn outputs(&self) -> PathBuf {
+        self.0.join("outputs")
+    }
+}
+
+/// The state directory of a daemon that was given none.
+///
+/// # Errors
+/// There is no home.
+pub(crate) fn daemon_state(given: Option<PathBuf>, role: &str) -> Result<PathBuf, Failure> {
+    match given {
+        Some(given) => absolute(&given),
+        None => Ok(below_home("XDG_STATE_HOME", ".local/state")?.join("distbuild").join(role)),
+    }
+}
+
+/// The path, whatever the working directory.
+///
+/// # Errors
+/// It is empty, or there is no working directory.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::usage(format!("{path:?} is not a usable path: {error}")))
+}
+
+/// A base directory of the XDG specification: its variable, else its place below the home.
+fn below_home(variable: &str, place: &str) -> Result<PathBuf, Failure> {
+    let set =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    set(variable)
+        .or_else(|| Some(set("HOME")?.join(place)))
+        .ok_or_else(|| Failure::usage(format!("neither --state nor {variable} nor HOME is set")))
+}
+
+/// The name of a job's directory below the output directory.
+pub(crate) fn output_name(job: &str) -> String {
+    job.replace('/', "%2F")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slash_in_a_job_name_is_written_as_percent_2f() {
+        assert_eq!(output_name("build a/b/c"), "build a%2Fb%2Fc");
+        assert_eq!(output_name("cc lapi.c"), "cc lapi.c");
+        assert_eq!(output_name("100%"), "100%");
+    }
+
+    #[test]
+    fn what_is_not_named_lies_beside_the_graph_file() {
+        let places =
+            Places::new(Path::new("/p/graph.json"), None, None, Some("/c".into())).unwrap();
+        assert_eq!(places.source, Path::new("/p"));
+        assert_eq!(places.out, Path::new("/p/distbuild-out"));
+        assert_eq!(places.title(), "graph.json");
+    }
+}
