@@ -1,1 +1,16 @@
-//! End-to-end tests, simulation, benchmarks and their testkit.
+//! The testkit: real daemons in temporary directories, and projects for them to build.
+//!
+//! Everything a test starts ends with it, also when it panics: daemons are killed and waited for when
+//! their handles are dropped, directories go with them. Waiting is always for an event, with a deadline.
+
+pub mod binary;
+pub mod build;
+pub mod daemon;
+pub mod farm;
+pub mod project;
+pub mod wait;
+
+pub use build::{Build, Finished};
+pub use daemon::Daemon;
+pub use farm::Farm;
+pub use project::Project;

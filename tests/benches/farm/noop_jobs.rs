@@ -1,0 +1,126 @@
+//! Jobs that do nothing: how many a second end to end, and how long one takes when the next waits for it.
+//!
+//! A build runs from the start of the client to its end; nothing is looked up in the cache, and the
+//! (empty) outputs of every job are brought. The build's own start and end are in it; how much they are
+//! shows the build of a single job. The baseline starts the same program without us, with pipes for
+//! its output.
+
+use std::process::{Command, Stdio};
+
+use distbuild_tests::{Farm, Project};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::cpu;
+use crate::samples::{Samples, in_turns, seconds};
+use crate::table::{self, Unit};
+
+const MANY: usize = 500;
+const CHAIN: usize = 100;
+const ROUNDS: usize = 7;
+const CORES: usize = 2;
+
+pub(crate) fn run() {
+    let mut farm = Farm::without_workers();
+    farm.add_worker(0, &["--cores", "2"]);
+    farm.wait_for_workers(1);
+    let many = Project::with_jobs((0..MANY).map(|n| noop(n, None)).collect());
+    let chain = Project::with_jobs((0..CHAIN).map(|n| noop(n, n.checked_sub(1))).collect());
+    let one = Project::with_jobs(json!([noop(0, None)]));
+    for project in [&many, &chain, &one] {
+        build(&farm, project);
+    }
+
+    let mut spent = Spent::start(&farm);
+    let [throughput, plain, latency, plain_latency, single] = in_turns(
+        ROUNDS,
+        [
+            &mut || spent.during(|| seconds(|| build(&farm, &many))),
+            &mut || seconds(|| spawn_many(MANY, CORES)),
+            &mut || seconds(|| build(&farm, &chain)) / CHAIN as f64,
+            &mut || seconds(|| spawn_many(CHAIN, 1)) / CHAIN as f64,
+            &mut || seconds(|| build(&farm, &one)),
+        ],
+    );
+
+    table::head();
+    let rate = |samples: &Samples| samples.map(|seconds| MANY as f64 / seconds);
+    table::line(
+        &format!("{MANY} independent no-op jobs, one worker with {CORES} cores"),
+        Unit::PerSecond,
+        &rate(&throughput),
+        ("fork and exec by 2 threads", &rate(&plain)),
+        "≥ 3 × the best peer",
+    );
+    let target = "";
+    table::line(
+        &format!("a chain of {CHAIN} no-op jobs, a job"),
+        Unit::Milliseconds,
+        &latency,
+        ("fork and exec, one at a time", &plain_latency),
+        target,
+    );
+    table::alone("a build of one no-op job, whole process", Unit::Milliseconds, &single, target);
+    for (name, samples) in spent.by_process() {
+        table::alone(&format!("CPU a job: {name}"), Unit::Microseconds, samples, target);
+    }
+}
+
+fn noop(number: usize, dep: Option<usize>) -> Value {
+    let deps: Vec<String> = dep.iter().map(ToString::to_string).collect();
+    json!({
+        "name": number.to_string(), "deps": deps, "env": [format!("NUMBER={number}")],
+        "cmds": [{ "exec": ["/bin/true"] }]
+    })
+}
+
+fn build(farm: &Farm, project: &Project) {
+    let finished = farm.build(&project.graph()).args(["--no-cache"]).succeed();
+    assert_eq!(finished.jobs("executed"), finished.jobs("total"));
+}
+
+/// The baseline.
+fn spawn_many(count: usize, threads: usize) {
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                for _ in 0..count / threads {
+                    let mut command = Command::new("/bin/true");
+                    let output = command.env_clear().stdin(Stdio::null()).output().unwrap();
+                    assert!(output.status.success());
+                }
+            });
+        }
+    });
+}
+
+/// Processor time a job, of each process that has a part in it.
+struct Spent {
+    coordinator: Pid,
+    worker: Pid,
+    samples: [Samples; 3],
+}
+
+impl Spent {
+    fn start(farm: &Farm) -> Self {
+        let worker = farm.workers[0].as_ref().unwrap().pid();
+        Self { coordinator: farm.coordinator.pid(), worker, samples: Default::default() }
+    }
+
+    fn during(&mut self, work: impl FnOnce() -> f64) -> f64 {
+        let now =
+            || [cpu::of_commands(), cpu::of_tree(self.coordinator), cpu::of_tree(self.worker)];
+        let before = now();
+        let result = work();
+        let after = now();
+        for (samples, (before, after)) in self.samples.iter_mut().zip(before.into_iter().zip(after))
+        {
+            samples.push((after - before) / MANY as f64);
+        }
+        result
+    }
+
+    fn by_process(&self) -> impl Iterator<Item = (&'static str, &Samples)> {
+        ["client", "coordinator", "worker and the jobs"].into_iter().zip(&self.samples)
+    }
+}

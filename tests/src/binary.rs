@@ -1,0 +1,39 @@
+//! The program under test: the `distbuild` binary of this build.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Path of the binary, built first if need be, in the profile of the test itself.
+///
+/// # Panics
+/// It cannot be built.
+pub fn distbuild() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test knows its own path");
+        let directory = test
+            .ancestors()
+            .find(|path| path.join("deps").is_dir() && path.join(".fingerprint").is_dir())
+            .expect("a test lies in cargo's target directory");
+        let release = directory.file_name().is_some_and(|name| name == "release");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--package",
+            "distbuild",
+            "--bin",
+            "distbuild",
+        ]);
+        if release {
+            cargo.arg("--release");
+        }
+        cargo.arg("--target-dir").arg(directory.parent().expect("a profile has a parent"));
+        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let status = cargo.status().expect("cargo runs");
+        assert!(status.success(), "cargo build of the program under test failed");
+        directory.join("distbuild")
+    })
+}

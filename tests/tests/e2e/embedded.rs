@@ -1,0 +1,167 @@
+//! `distbuild build` alone: a coordinator and a worker of its own.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use distbuild_tests::binary::distbuild;
+use distbuild_tests::project::{shell, shell_with};
+use distbuild_tests::{Build, Project, wait};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+/// Processes, other than those of other tests, whose command line holds a word.
+fn processes_with(word: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let has_word = |path: &PathBuf| {
+        std::fs::read(path.join("cmdline"))
+            .is_ok_and(|cmdline| String::from_utf8_lossy(&cmdline).contains(word))
+    };
+    entries.map(|entry| entry.path()).filter(has_word).collect()
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            found.push(entry.path());
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_build_without_a_coordinator_runs_here_and_is_cached_the_second_time() {
+    let project = Project::with_jobs(json!([
+        shell_with("a", &["in"], &[], "cp in {{OUTPUT_DIR}}/f"),
+        shell_with("b", &[], &["a"], "cat {{DEP:a}}/f {{DEP:a}}/f > {{OUTPUT_DIR}}/f"),
+    ]));
+    project.file("in", "x");
+    let cache = tempfile::tempdir().unwrap();
+    let build = || Build::of(&project.graph()).env("XDG_CACHE_HOME", cache.path());
+    assert_eq!(build().succeed().jobs("executed"), 2);
+    assert_eq!(project.output("b", "f"), "xx");
+    let again = build().succeed();
+    assert_eq!((again.jobs("executed"), again.jobs("cached")), (0, 2));
+    assert_eq!(again.bytes("sent_by_client"), 0);
+}
+
+#[test]
+fn two_embedded_builds_at_once_share_the_cache() {
+    let cache = tempfile::tempdir().unwrap();
+    let projects: Vec<_> = (0..2)
+        .map(|number| {
+            let jobs: Vec<_> = (0..10)
+                .map(|job| {
+                    shell(&format!("{number} {job}"), &format!("echo {job} > {{{{OUTPUT_DIR}}}}/f"))
+                })
+                .collect();
+            Project::with_jobs(json!(jobs))
+        })
+        .collect();
+    let start =
+        |project: &Project| Build::of(&project.graph()).env("XDG_CACHE_HOME", cache.path()).start();
+    let running: Vec<_> = projects.iter().map(start).collect();
+    for (running, project) in running.into_iter().zip(&projects) {
+        let build = running.finish();
+        assert_eq!(build.code, 0, "{}", build.stderr);
+        let again = Build::of(&project.graph()).env("XDG_CACHE_HOME", cache.path()).succeed();
+        assert_eq!(again.jobs("cached"), 10);
+    }
+}
+
+#[test]
+fn ctrl_c_kills_all_jobs_and_leaves_nothing_behind() {
+    // A length of sleep that no other process has names the job.
+    let token = format!("6{:05}", std::process::id() % 100_000);
+    let script = format!("echo up; sleep {token} & setsid sleep {token} & wait");
+    let project = Project::with_jobs(json!([shell("sleeper", &script)]));
+    let cache = tempfile::tempdir().unwrap();
+    let runtime = tempfile::tempdir().unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let running = Build::of(&project.graph())
+        .env("XDG_CACHE_HOME", cache.path())
+        .env("TMPDIR", runtime.path())
+        .env("XDG_RUNTIME_DIR", runtime.path())
+        .start();
+    running.wait_event("output", |_| true);
+    wait::until("both sleeps", || (processes_with(&token).len() >= 2).then_some(()));
+    running.signal(Signal::SIGINT);
+    wait::within(std::time::Duration::from_secs(2), "the end of all jobs", || {
+        processes_with(&format!("sleep\0{token}")).is_empty().then_some(())
+    });
+    let build = running.finish();
+    assert_eq!(build.code, 130);
+    assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap(), mounts);
+    assert!(processes_with(&cache.path().display().to_string()).is_empty());
+    let left: Vec<_> = files_below(cache.path())
+        .into_iter()
+        .filter(|path| {
+            let text = path.display().to_string();
+            ["/actions/", "/run/", "/tmp/"]
+                .iter()
+                .any(|part| text[cache.path().display().to_string().len()..].contains(part))
+        })
+        .collect();
+    assert!(left.is_empty(), "left in the cache: {left:?}");
+    assert!(files_below(runtime.path()).is_empty(), "{:?}", files_below(runtime.path()));
+}
+
+#[test]
+fn a_killed_build_leaves_no_process_and_the_next_one_works() {
+    let token = format!("7{:05}", std::process::id() % 100_000);
+    let project = Project::with_jobs(json!([shell("sleeper", &format!("echo up; sleep {token}"))]));
+    let cache = tempfile::tempdir().unwrap();
+    let running = Build::of(&project.graph()).env("XDG_CACHE_HOME", cache.path()).start();
+    running.wait_event("output", |_| true);
+    running.signal(Signal::SIGKILL);
+    assert_eq!(running.finish().code, -1);
+    wait::until("the end of the orphans", || {
+        processes_with(&format!("sleep\0{token}")).is_empty().then_some(())
+    });
+    project.jobs(json!([shell("next", "echo > {{OUTPUT_DIR}}/f")]));
+    Build::of(&project.graph()).env("XDG_CACHE_HOME", cache.path()).succeed();
+}
+
+#[test]
+fn an_ordinary_user_builds_in_a_user_namespace() {
+    // The program, the project and the cache have to be where that user can go.
+    let project = Project::with_jobs(json!([shell_with(
+        "a",
+        &["in"],
+        &[],
+        "cat in > {{OUTPUT_DIR}}/f; stat -c %u in; id -u"
+    ),]));
+    project.file("in", "x");
+    let program = project.join("distbuild");
+    std::fs::copy(distbuild(), &program).unwrap();
+    let owner = nix::unistd::Uid::from_raw(65_534);
+    for path in [project.path().to_owned(), project.join("in"), project.graph(), program.clone()] {
+        nix::unistd::chown(&path, Some(owner), None).unwrap();
+    }
+    std::fs::create_dir(project.join("cache")).unwrap();
+    nix::unistd::chown(&project.join("cache"), Some(owner), None).unwrap();
+    // /dev/fuse belongs to root alone on some machines; distributions make it 0666.
+    let shared_fuse = project.join("fuse");
+    let script = "mount --make-rprivate / && mknod -m 666 \"$0\" c 10 229 && mount --bind \"$0\" /dev/fuse \
+                  && exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .arg(&shared_fuse)
+        .arg(&program)
+        .args(["build", "--source"])
+        .arg(project.path())
+        .arg(project.graph())
+        .env("XDG_CACHE_HOME", project.join("cache"))
+        .env("HOME", project.path())
+        .process_group(0)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(project.output("a", "f"), "x");
+}

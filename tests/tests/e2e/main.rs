@@ -1,0 +1,11 @@
+//! End to end: the real program, real daemons, real mounts.
+
+#![expect(clippy::unwrap_used, reason = "a failing step of a test ends the test")]
+
+mod behaviours;
+mod embedded;
+mod errors;
+mod faults;
+mod lazy;
+mod lua;
+mod modes;
