@@ -174,9 +174,10 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "K=V")]
     pub(crate) property: Vec<Property>,
 
-    /// Where peer workers dial this one: host:port, or off to be reached through the coordinator
-    #[arg(long, value_name = "ADDR|off", default_value = "off")]
-    pub(crate) peer_listen: Listen,
+    /// Where peer workers dial this one: host:port, or off to be reached through the coordinator [default: a
+    /// free port of this machine's loopback address, or of all addresses if the coordinator is elsewhere]
+    #[arg(long, value_name = "ADDR|off")]
+    pub(crate) peer_listen: Option<Listen>,
 
     #[command(flatten)]
     pub(crate) plaintext: PlaintextArgs,

@@ -4,12 +4,8 @@ use std::time::Duration;
 
 use distbuild_coordinator::{Config, Coordinator, Limits};
 use distbuild_proto::Address;
-use distbuild_proto::transport::MAX_MESSAGE_BYTES;
-use distbuild_proto::wire::ListWorkersRequest;
-use distbuild_proto::wire::builds_client::BuildsClient;
 use distbuild_worker::{RunningWorker, Worker, WorkerConfig};
 
-use crate::backend::dial;
 use crate::build::deliver::with_causes;
 use crate::cli::{CoordinatorArgs, WorkerArgs};
 use crate::exit::{Exit, Failure};
@@ -59,14 +55,12 @@ pub(crate) async fn coordinator(
 /// It cannot serve, or its helper processes have died.
 pub(crate) async fn worker(args: WorkerArgs, interrupt: Interrupt) -> Result<Exit, Failure> {
     let config = worker_config(args)?;
-    let (coordinator, serves_peers) = (config.coordinator.clone(), config.peer_listen.is_some());
     let worker = tokio::select! {
         worker = Worker::start(config) => worker.map_err(|error| failed(&error))?,
         () = interrupt.first() => return Ok(Exit::DONE),
     };
     worker.notes().iter().for_each(|note| tracing::info!(note, "this host limits the worker"));
-    let peers = if serves_peers { peer_address(&coordinator, &worker).await } else { None };
-    listening(peers.as_ref(), None);
+    listening(worker.peer_address(), None);
     let result = work(&worker, &interrupt).await;
     if tokio::time::timeout(WORKER_END, worker.shutdown()).await.is_err() {
         tracing::warn!("the worker does not end in time");
@@ -91,30 +85,24 @@ async fn work(worker: &RunningWorker, interrupt: &Interrupt) -> Result<Exit, Fai
     }
 }
 
-/// Where peers are told to dial this worker: as the coordinator knows it, with the port in force.
-async fn peer_address(coordinator: &Address, worker: &RunningWorker) -> Option<Address> {
-    let store_id = worker.store().id().to_string();
-    let mut builds = BuildsClient::new(dial(coordinator).await.ok()?)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let workers = builds.list_workers(ListWorkersRequest {}).await.ok()?.into_inner().workers;
-    let own = workers.into_iter().find(|worker| worker.store_id == store_id)?;
-    own.peer_address.parse().ok()
-}
-
 fn worker_config(args: WorkerArgs) -> Result<WorkerConfig, Failure> {
     let allowed = Allowed::from(&args.plaintext);
     let coordinator = args
         .coordinator
         .ok_or_else(|| Failure::usage("--coordinator is missing: a worker works for somebody"))?;
     allowed.check(&coordinator)?;
-    if let Some(peers) = &args.peer_listen.0 {
+    let peer_listen = match args.peer_listen {
+        Some(given) => given.0,
+        None => Some(any_port(&coordinator)),
+    };
+    if let Some(peers) = &peer_listen {
         allowed.check(peers)?;
     }
     let name = args.name.map_or_else(host_name, Ok)?;
     let mut config = WorkerConfig::new(coordinator, name, daemon_state(args.state, "worker")?);
     config.exclusive = true;
     config.insecure_network = args.plaintext.insecure_network;
-    config.peer_listen = args.peer_listen.0;
+    config.peer_listen = peer_listen;
     if let Some(cores) = args.cores {
         config.milli_cores = cores.0;
     }
@@ -128,6 +116,12 @@ fn worker_config(args: WorkerArgs) -> Result<WorkerConfig, Failure> {
         }
     }
     Ok(config)
+}
+
+/// A free port where peers reach this worker: they are where the coordinator is.
+fn any_port(coordinator: &Address) -> Address {
+    let host = if coordinator.is_local() { "127.0.0.1" } else { "0.0.0.0" };
+    Address::Tcp { host: host.to_owned(), port: 0 }
 }
 
 fn host_name() -> Result<String, Failure> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use distbuild_proto::{Digest, wire};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Messages of one transfer in memory, each of about `transport::BULK_MESSAGE_BYTES`.
 const BUFFERED_MESSAGES: usize = 4;
@@ -19,6 +19,9 @@ const BUFFERED_MESSAGES: usize = 4;
 const WAITING_ORDERS: usize = 256;
 /// How long a lender may take to begin, and how long it may pause.
 pub(crate) const SILENCE: Duration = Duration::from_secs(20);
+/// How long a reader waits for a lender that is about to open its stream: it does so after it has
+/// joined, and again after a broken connection.
+const ARRIVAL: Duration = Duration::from_secs(5);
 
 /// Who lends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +36,7 @@ pub(crate) enum Lender {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Relay {
     state: Arc<Mutex<State>>,
+    arrived: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +60,7 @@ impl Relay {
     pub(crate) fn lend(&self, lender: Lender) -> mpsc::Receiver<wire::LendOrder> {
         let (orders, receiver) = mpsc::channel(WAITING_ORDERS);
         self.state.lock().lenders.insert(lender, orders);
+        self.arrived.notify_waiters();
         receiver
     }
 
@@ -73,14 +78,16 @@ impl Relay {
         lender: &Lender,
         digests: &[Digest],
     ) -> Result<Transfer, RelayError> {
+        let orders = tokio::time::timeout(ARRIVAL, self.lender(lender))
+            .await
+            .map_err(|_| RelayError::NotConnected)?;
         let (sender, chunks) = mpsc::channel(BUFFERED_MESSAGES);
-        let (transfer, orders) = {
+        let transfer = {
             let mut state = self.state.lock();
-            let orders = state.lenders.get(lender).cloned().ok_or(RelayError::NotConnected)?;
             state.last_transfer += 1;
             let id = state.last_transfer;
             state.transfers.insert(id, sender);
-            (Transfer { id, chunks, relay: self.clone() }, orders)
+            Transfer { id, chunks, relay: self.clone() }
         };
         let digests = digests.iter().map(|digest| (*digest).into()).collect();
         let order = wire::LendOrder { transfer: transfer.id, digests };
@@ -91,6 +98,19 @@ impl Relay {
                 Err(RelayError::NotConnected)
             }
             Err(_) => Err(RelayError::Silent),
+        }
+    }
+
+    /// Waits until a lender has a stream open.
+    async fn lender(&self, lender: &Lender) -> mpsc::Sender<wire::LendOrder> {
+        loop {
+            let mut arrived = std::pin::pin!(self.arrived.notified());
+            arrived.as_mut().enable();
+            let known = self.state.lock().lenders.get(lender).cloned();
+            if let Some(orders) = known.filter(|orders| !orders.is_closed()) {
+                return orders;
+            }
+            arrived.await;
         }
     }
 
@@ -158,8 +178,22 @@ mod tests {
         assert!(transfer.next().await.unwrap().is_none());
     }
 
-    #[tokio::test]
-    async fn a_lender_that_is_not_there_is_an_error_at_once() {
+    #[tokio::test(start_paused = true)]
+    async fn a_lender_that_is_about_to_come_is_waited_for() {
+        let relay = Relay::default();
+        let lender = Lender::Worker(1);
+        let digests = [digest()];
+        let order = relay.order(&lender, &digests);
+        let arrival = async {
+            tokio::time::sleep(ARRIVAL / 2).await;
+            relay.lend(lender.clone()).recv().await
+        };
+        let (transfer, order) = tokio::join!(order, arrival);
+        assert_eq!(order.unwrap().transfer, transfer.unwrap().id);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lender_that_does_not_come_is_an_error() {
         let relay = Relay::default();
         let error = relay.order(&Lender::Worker(1), &[digest()]).await.unwrap_err();
         assert!(matches!(error, RelayError::NotConnected));

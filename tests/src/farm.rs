@@ -56,7 +56,10 @@ impl Farm {
     pub fn add_worker(&mut self, number: usize, args: &[&str]) {
         let mut command = Command::new(distbuild());
         command.args(["worker", "--insecure", "--coordinator", &self.address()]);
-        command.args(["--name", &format!("w{number}"), "--peer-listen", "127.0.0.1:0"]);
+        command.args(["--name", &format!("w{number}")]);
+        if !args.contains(&"--peer-listen") {
+            command.args(["--peer-listen", "127.0.0.1:0"]);
+        }
         command.arg("--state").arg(self.worker_state(number));
         if !args.contains(&"--cores") {
             command.args(["--cores", "1"]);

@@ -39,6 +39,8 @@ pub(crate) struct Agent {
     /// An attempt has left the table, or an end was acknowledged.
     settled: Notify,
     draining: AtomicBool,
+    /// The coordinator has said that nobody needs this worker, or has lost it.
+    dismissed: AtomicBool,
     tasks: TaskTracker,
 }
 
@@ -76,6 +78,7 @@ impl Agent {
             running: Mutex::default(),
             settled: Notify::new(),
             draining: AtomicBool::new(false),
+            dismissed: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         }
     }
@@ -97,6 +100,10 @@ impl Agent {
             to_worker::Body::ReleaseBuild(release) => {
                 let agent = self.clone();
                 self.tasks.spawn_blocking(move || agent.pins.release(&release.build_id));
+            }
+            to_worker::Body::Dismiss(_) => {
+                self.dismissed.store(true, Ordering::Relaxed);
+                self.settled.notify_waiters();
             }
             to_worker::Body::Welcome(_) | to_worker::Body::Heartbeat(_) => {}
         }
@@ -187,8 +194,16 @@ impl Agent {
         });
     }
 
+    /// The attempts that run, and those whose end was not acknowledged yet.
+    pub(crate) fn known_attempts(&self) -> Vec<u64> {
+        let mut known: Vec<u64> = self.running.lock().keys().copied().collect();
+        known.extend(self.outbox.unacknowledged().iter().map(|ended| ended.attempt));
+        known
+    }
+
     /// The session has ended for good: nothing of it goes on.
     pub(crate) fn abandon(&self) {
+        self.dismissed.store(true, Ordering::Relaxed);
         self.outbox.begin_epoch();
         self.cancel_all();
         self.pins.release_all();
@@ -204,18 +219,35 @@ impl Agent {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Takes nothing new; returns when nothing runs and every result is acknowledged.
+    /// Takes nothing new; returns when nothing runs, every result is acknowledged, and the coordinator
+    /// says that no running build relies on what only this worker holds, or `limits.drain` has passed
+    /// since.
     pub(crate) async fn drain(&self) {
         {
             // Under the lock, so that no assignment slips in.
             let _running = self.running.lock();
             self.draining.store(true, Ordering::Relaxed);
+            self.dismissed.store(false, Ordering::Relaxed);
         }
         self.outbox.send(self.outbox.epoch(), Body::Drain(wire::Drain {})).await;
         loop {
             let mut settled = std::pin::pin!(self.settled.notified());
             settled.as_mut().enable();
             if self.running.lock().is_empty() && self.outbox.is_settled() {
+                break;
+            }
+            settled.await;
+        }
+        if tokio::time::timeout(self.limits.drain, self.dismissed()).await.is_err() {
+            tracing::warn!("running builds still rely on outputs that only this worker holds");
+        }
+    }
+
+    async fn dismissed(&self) {
+        loop {
+            let mut settled = std::pin::pin!(self.settled.notified());
+            settled.as_mut().enable();
+            if self.dismissed.load(Ordering::Relaxed) {
                 return;
             }
             settled.await;

@@ -128,6 +128,8 @@ pub struct Limits {
     pub helper_start: Duration,
     /// How long the helper processes may take to end by themselves. Default 10 s.
     pub helper_end: Duration,
+    /// How long a draining worker stays for the outputs that only it holds. Default 10 min.
+    pub drain: Duration,
     /// How long the coordinator may take to welcome. Default 10 s.
     pub welcome: Duration,
     /// Longest pause between two dials; the first is a sixty-fourth of it. Default 3 s.
@@ -156,6 +158,7 @@ impl Default for Limits {
             kill: Duration::from_secs(30),
             helper_start: Duration::from_secs(30),
             helper_end: Duration::from_secs(10),
+            drain: Duration::from_secs(600),
             welcome: Duration::from_secs(10),
             max_backoff: Duration::from_secs(3),
             silence: Duration::from_secs(30),

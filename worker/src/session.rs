@@ -114,6 +114,7 @@ impl SessionLoop {
         if let Some(identity) = self.identity.borrow().clone() {
             hello.resume_session = identity.session;
             hello.resume_secret = identity.secret;
+            hello.known_attempts = self.agent.known_attempts();
         }
         let (sender, messages) = mpsc::channel(LINK_MESSAGES);
         let hello = wire::FromWorker { body: Some(Body::Hello(hello)) };

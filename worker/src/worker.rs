@@ -289,8 +289,7 @@ fn hello(
         memory_bytes: config.memory_bytes,
         peer_address: peer_address.map(Address::to_string).unwrap_or_default(),
         notes: notes.to_vec(),
-        resume_session: 0,
-        resume_secret: bytes::Bytes::new(),
+        ..Default::default()
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) struct Attempt {
     queued_ms: u64,
     /// The worker's report, while the result is being recorded.
     report: Option<wire::AttemptEnded>,
+    cancelled: bool,
 }
 
 /// How an attempt ended, for the effects that name it.
@@ -82,8 +83,15 @@ impl Core {
             number,
             worker: worker_name.clone(),
         }));
-        let attempt =
-            Attempt { job, number, session, worker: worker_name, queued_ms, report: None };
+        let attempt = Attempt {
+            job,
+            number,
+            session,
+            worker: worker_name,
+            queued_ms,
+            report: None,
+            cancelled: false,
+        };
         self.attempts.insert(id, attempt);
         if let Some(entry) = self.sessions.get_mut(session) {
             entry.running.insert(id);
@@ -115,9 +123,33 @@ impl Core {
     }
 
     pub(super) fn cancel_attempt(&mut self, attempt: AttemptId) {
-        if let Some(session) = self.attempts.get(&attempt).map(|attempt| attempt.session) {
+        if let Some(entry) = self.attempts.get_mut(&attempt) {
+            entry.cancelled = true;
+            self.repeat_cancellation(attempt);
+        }
+    }
+
+    /// Tells the worker of a cancelled attempt, perhaps again: the first time may have been lost with
+    /// a connection.
+    pub(super) fn repeat_cancellation(&mut self, attempt: AttemptId) {
+        let cancelled = self.attempts.get(&attempt).filter(|attempt| attempt.cancelled);
+        if let Some(session) = cancelled.map(|attempt| attempt.session) {
             let cancel = wire::CancelAttempt { attempt: attempt.0 };
             self.send_to(session, to_worker::Body::CancelAttempt(cancel));
+        }
+    }
+
+    /// An assignment never reached its worker: the connection broke under it.
+    pub(super) fn assignment_lost(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        if attempt.report.is_none() {
+            attempt.report = Some(wire::AttemptEnded {
+                attempt: id.0,
+                end: wire::AttemptEnd::AttemptRejected.into(),
+                reason: "the assignment was lost with the worker's connection".to_owned(),
+                ..Default::default()
+            });
+            self.conclude(id);
         }
     }
 

@@ -212,6 +212,7 @@ impl Core {
             }
             self.sweep();
             self.pump();
+            self.dismiss_drained();
             if self.builds.is_empty()
                 && let Some(reply) = self.shutdown.take()
             {

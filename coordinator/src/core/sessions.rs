@@ -49,6 +49,8 @@ pub(super) struct Session {
     last_heard: Instant,
     pub(super) running: BTreeSet<AttemptId>,
     draining: bool,
+    /// A draining worker that was told that it may leave.
+    dismissed: bool,
 }
 
 /// The answer to a hello.
@@ -173,7 +175,7 @@ impl Core {
                 && session.store_name == hello.store_id
         });
         let session = if resumable {
-            self.resume(hello.resume_session, connection, outbox);
+            self.resume(&hello, connection, outbox);
             hello.resume_session
         } else {
             self.begin_session(hello, connection, outbox)
@@ -191,7 +193,13 @@ impl Core {
         })
     }
 
-    fn resume(&mut self, id: SessionId, connection: u64, outbox: mpsc::Sender<wire::ToWorker>) {
+    fn resume(
+        &mut self,
+        hello: &wire::WorkerHello,
+        connection: u64,
+        outbox: mpsc::Sender<wire::ToWorker>,
+    ) {
+        let id = hello.resume_session;
         let welcome = self.welcome(id, true);
         let max_backlog = self.shared.limits.max_worker_backlog;
         let Some(session) = self.sessions.get_mut(id) else {
@@ -201,14 +209,49 @@ impl Core {
         session.outbox = Some(outbox);
         session.last_heard = Instant::now();
         let mut sent = session.send(welcome, max_backlog);
+        let mut unknown: BTreeSet<AttemptId> = session.running.clone();
+        for attempt in &hello.known_attempts {
+            unknown.remove(&AttemptId(*attempt));
+        }
         for message in std::mem::take(&mut session.backlog) {
+            if let Some(to_worker::Body::Assign(assign)) = &message.body {
+                unknown.remove(&AttemptId(assign.attempt));
+            }
             if let Some(body) = message.body {
                 sent &= session.send(body, max_backlog);
             }
         }
         tracing::info!(worker.name = session.name, session = id, "worker came back");
         if !sent {
-            self.end_session(id, true);
+            return self.end_session(id, true);
+        }
+        for attempt in unknown {
+            self.assignment_lost(attempt);
+        }
+        for attempt in &hello.known_attempts {
+            self.repeat_cancellation(AttemptId(*attempt));
+        }
+    }
+
+    /// Lets draining workers go that nobody needs any more: they run nothing, and no running build
+    /// relies on outputs that only they hold.
+    pub(super) fn dismiss_drained(&mut self) {
+        for id in self.sessions.ids() {
+            let Some(session) = self.sessions.get(id) else { continue };
+            let idle = session.draining && !session.dismissed && session.running.is_empty();
+            if !idle {
+                continue;
+            }
+            let store = session.store;
+            let needed = self.trees.values().any(|tree| {
+                !tree.jobs.is_empty() && tree.stores.len() == 1 && tree.stores.contains(&store)
+            });
+            if !needed {
+                if let Some(session) = self.sessions.get_mut(id) {
+                    session.dismissed = true;
+                }
+                self.send_to(id, to_worker::Body::Dismiss(wire::Dismiss {}));
+            }
         }
     }
 
@@ -243,6 +286,7 @@ impl Core {
             last_heard: Instant::now(),
             running: BTreeSet::new(),
             draining: false,
+            dismissed: false,
         };
         tracing::info!(worker.name = session.name, session = id, "worker joined");
         self.sessions.by_id.insert(id, session);
@@ -343,6 +387,7 @@ impl Core {
             }
             from_worker::Body::Drain(_) => {
                 entry.draining = true;
+                entry.dismissed = false;
                 let worker = entry.worker;
                 self.scheduler.handle(self.now(), sched::Event::WorkerDrained { worker });
             }

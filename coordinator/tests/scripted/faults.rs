@@ -88,6 +88,7 @@ async fn a_worker_whose_connection_broke_goes_on_with_what_it_runs() {
     let hello = wire::WorkerHello {
         resume_session: session,
         resume_secret: secret,
+        known_attempts: vec![assign.attempt],
         ..FakeWorker::hello("w")
     };
     let worker = FakeWorker::join_with(&farm, hello).await;
@@ -96,6 +97,50 @@ async fn a_worker_whose_connection_broke_goes_on_with_what_it_runs() {
     let finished = build.finish().await;
     assert_eq!(finished.outcomes(), [Outcome::Executed]);
     assert_eq!(finished.attempts.len(), 1);
+}
+
+#[tokio::test]
+async fn an_assignment_that_was_lost_with_a_connection_is_made_again() {
+    let limits = Limits { reconnect: Duration::from_secs(60), ..Limits::default() };
+    let farm = Farm::with(limits).await;
+    let mut worker = FakeWorker::join(&farm, "w").await;
+    let mut build = FakeBuild::run(&farm, vec![job("a", &[])]).await;
+    let lost = worker.assigned().await;
+    let (session, secret) = (worker.session, worker.secret.clone());
+    drop(worker);
+    let hello = wire::WorkerHello {
+        resume_session: session,
+        resume_secret: secret,
+        ..FakeWorker::hello("w")
+    };
+    let mut worker = FakeWorker::join_with(&farm, hello).await;
+    let again = worker.assigned().await;
+    assert_ne!(again.attempt, lost.attempt);
+    worker.succeed(&again, "one").await;
+    assert_eq!(build.finish().await.outcomes(), [Outcome::Executed]);
+}
+
+#[tokio::test]
+async fn a_draining_worker_may_leave_when_no_build_relies_on_it_alone() {
+    let farm = Farm::start().await;
+    let mut worker = FakeWorker::join(&farm, "w").await;
+    let wants = wire::BuildHeader { wants_outputs: true, ..header() };
+    let mut build = FakeBuild::submit(&farm, wants, vec![], vec![job("a", &[])]).await.unwrap();
+    let assign = worker.assigned().await;
+    worker.succeed(&assign, "one").await;
+    build.wait(|event| matches!(event, Event::JobFinished(_)).then_some(())).await;
+    worker.send(wire::from_worker::Body::Drain(wire::Drain {})).await;
+    // Once the coordinator has taken the drain, the outputs are delivered.
+    let mut client = wire::builds_client::BuildsClient::new(farm.channel().await);
+    loop {
+        let listed = client.list_workers(wire::ListWorkersRequest {}).await.unwrap().into_inner();
+        if listed.workers[0].draining {
+            break;
+        }
+    }
+    build.ask(Ask::Delivered(wire::JobReport { job: 0 })).await;
+    assert!(build.finish().await.build.is_some());
+    assert!(matches!(worker.next().await, wire::to_worker::Body::Dismiss(_)));
 }
 
 #[tokio::test]

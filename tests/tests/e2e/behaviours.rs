@@ -122,7 +122,7 @@ fn ten_clients_that_offer_the_same_content_at_once_all_succeed() {
                 &name,
                 &["same.txt"],
                 &[],
-                "wc -c < same.txt > {{OUTPUT_DIR}}/size",
+                "cat same.txt | wc -c > {{OUTPUT_DIR}}/size",
             )]));
             project.file("same.txt", &contents);
             let running = farm.build(&project.graph()).start();
@@ -177,7 +177,7 @@ fn an_output_directory_holds_the_whole_new_output_or_the_whole_old_one() {
 fn exit_code_seven_is_reported_and_not_cached_and_dependents_say_why_they_were_skipped() {
     let farm = Farm::start(1);
     let project = Project::with_jobs(json!([
-        shell("bad", "echo this is why >&2; exit 7"),
+        shell("bad", "printf 'this is %s\\n' why >&2; exit 7"),
         shell_with("after", &[], &["bad"], "true"),
     ]));
     for _ in 0..2 {
@@ -244,7 +244,7 @@ fn a_job_goes_to_the_worker_that_holds_its_dependency() {
             let name = format!("step {number}");
             let before = (number > 0).then(|| format!("step {}", number - 1));
             let deps: Vec<_> = before.iter().map(String::as_str).collect();
-            shell_with(&name, &[], &deps, "echo > {{OUTPUT_DIR}}/f")
+            shell_with(&name, &[], &deps, &format!("echo {number} > {{{{OUTPUT_DIR}}}}/f"))
         })
         .collect();
     let project = Project::with_jobs(json!(jobs));

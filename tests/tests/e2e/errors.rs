@@ -49,7 +49,7 @@ fn duplicate_names_and_duplicate_ids_are_named() {
         job
     };
     let text = refused(json!([with_id("x"), with_id("y")]));
-    assert_says(&text, &["f374b81d81f641c8c3d5d5468081ef83b2c7dae9"]);
+    assert_says(&text, &["job \"y\": duplicate id, job \"x\" declares it too"]);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use distbuild_proto::Address;
-use distbuild_proto::wire::AttemptEnd;
 use distbuild_proto::wire::from_worker::Body;
+use distbuild_proto::wire::{self, AttemptEnd, to_worker};
 use distbuild_worker::{Worker, WorkerConfig, WorkerError};
 use libtest_mimic::Trial;
 
@@ -74,6 +74,8 @@ async fn drain() {
         let (ended, _) = link.end().await;
         assert_eq!((ended.attempt, ended.end()), (1, AttemptEnd::AttemptSucceeded));
         link.acknowledge(1).await;
+        // Somebody may still need its outputs: it leaves when it is told that nobody does.
+        link.send(to_worker::Body::Dismiss(wire::Dismiss {})).await;
     };
     within(async { tokio::join!(worker.drain(), talk) }).await;
     worker.shutdown().await;
