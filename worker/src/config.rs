@@ -128,6 +128,8 @@ pub struct Limits {
     pub helper_start: Duration,
     /// How long the helper processes may take to end by themselves. Default 10 s.
     pub helper_end: Duration,
+    /// How long after its start a worker begins to index its store. Default 3 s.
+    pub scan_after: Duration,
     /// How long a draining worker stays for the outputs that only it holds. Default 10 min.
     pub drain: Duration,
     /// How long the coordinator may take to welcome. Default 10 s.
@@ -158,6 +160,7 @@ impl Default for Limits {
             kill: Duration::from_secs(30),
             helper_start: Duration::from_secs(30),
             helper_end: Duration::from_secs(10),
+            scan_after: Duration::from_secs(3),
             drain: Duration::from_secs(600),
             welcome: Duration::from_secs(10),
             max_backoff: Duration::from_secs(3),

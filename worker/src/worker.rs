@@ -125,6 +125,9 @@ impl Worker {
             stop: stop.session.clone(),
         };
         tasks.spawn(session_loop.run());
+        let indexing = index_later(agent.store.clone(), config.limits.scan_after);
+        let sessions = until(&stop.session);
+        tasks.spawn(async move { sessions.run_until_cancelled(indexing).await });
         tasks.close();
         let worker = RunningWorker {
             agent,
@@ -214,8 +217,6 @@ impl Host {
     async fn start(config: &WorkerConfig, stop: CancellationToken) -> Result<Self, WorkerError> {
         let run = Arc::new(RunDir::make(&config.state)?);
         let store = DiskStore::open(config.store.clone())?;
-        // Fills the index in the background; the store serves meanwhile.
-        drop(store.spawn_scan()?);
         let spawner_config = helper_process::spawner_config(config, &run);
         let (started, toolchain) = {
             let (config, run) = (config.clone(), run.clone());
@@ -290,6 +291,15 @@ fn hello(
         peer_address: peer_address.map(Address::to_string).unwrap_or_default(),
         notes: notes.to_vec(),
         ..Default::default()
+    }
+}
+
+/// Fills the store's index in the background, once a worker that is needed for a moment only has gone:
+/// the store serves without it.
+async fn index_later(store: DiskStore, after: Duration) {
+    tokio::time::sleep(after).await;
+    if let Err(error) = store.spawn_scan() {
+        tracing::warn!(%error, "failed to scan the store");
     }
 }
 
