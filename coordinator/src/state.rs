@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS action_result (
     holders TEXT NOT NULL,         -- store ids, one a line
     finished_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS action_by_output ON action_result (output_root);
 CREATE TABLE IF NOT EXISTS job_result (
     key BLOB PRIMARY KEY,          -- JobKey
     action BLOB NOT NULL
@@ -173,6 +174,20 @@ impl State {
             let mut statement = connection
                 .prepare_cached("SELECT result, holders FROM action_result WHERE key = ?1")?;
             keys.iter().map(|key| look_up(&mut statement, Some(key))).collect()
+        })
+        .await
+    }
+
+    /// Stores that held an output tree when it was recorded, for one that no running build relies on.
+    pub(crate) async fn holders_of(&self, output_root: Digest) -> Result<Vec<String>, StateError> {
+        self.call(move |connection| {
+            let root = wire::Digest::from(output_root).encode_to_vec();
+            let mut statement = connection.prepare_cached(
+                "SELECT holders FROM action_result WHERE output_root = ?1 LIMIT 8",
+            )?;
+            let lists: Vec<String> =
+                statement.query_map([root], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            Ok(lists.iter().flat_map(|list| list.lines()).map(str::to_owned).collect())
         })
         .await
     }

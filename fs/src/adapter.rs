@@ -4,7 +4,8 @@
 //! else a message needs, its reply moves into the fetcher and is sent from one of its threads. The
 //! kernel is told to ask as rarely as it can: names, attributes and absent names hold for ever, and
 //! OPEN, OPENDIR, FLUSH, ACCESS and extended attributes are not implemented, so that it never sends
-//! them again.
+//! them again. Only a tree with [`Changing`] directories makes it ask more: about their names again
+//! after a second, and about each opening of a directory.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -15,22 +16,27 @@ use std::time::{Duration, SystemTime};
 
 use distbuild_proto::{Digest, Directory};
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr, Request,
 };
 
 use crate::blob;
+use crate::changing::{Changing, Listings, Named};
 use crate::contents::{BlobKey, BlobKind, WantError};
+use crate::entries::{Entries, file_type};
 use crate::error::AccessError;
 use crate::fetch::{Blob, Fetcher};
 use crate::inode::Ino;
 use crate::messages::{Message, Messages};
-use crate::tree::{Attributes, Enough, Found, NodeKind, Step, Tree};
+use crate::tree::{Attributes, Enough, Found, Listed, NodeKind, Step, Tree};
 
 /// A hundred years: longer than any mount lives.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// How long the kernel may take the names of a changing directory for granted.
+const FOR_NOW: Duration = Duration::from_secs(1);
 
 /// 1980-01-01T00:00:00Z, the date of everything: the first that a zip file can hold.
 const FIXED_TIME: Duration = Duration::from_secs(315_532_800);
@@ -38,10 +44,6 @@ const FIXED_TIME: Duration = Duration::from_secs(315_532_800);
 /// Requests of read-ahead that the kernel may have under way. Its default of 12 stalls all other
 /// readers behind a few slow blobs.
 const MAX_BACKGROUND: u16 = 1024;
-
-/// What a directory entry shows as inode number: unknown, as in libfuse. The real number is only
-/// given to what is looked up.
-const UNKNOWN_INO: INodeNo = INodeNo(0xffff_ffff);
 
 /// Who owns everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +65,7 @@ struct Answers {
     tree: Arc<dyn Tree>,
     fetcher: Arc<Fetcher>,
     owner: Owner,
+    listings: Listings,
 }
 
 impl Adapter {
@@ -72,7 +75,8 @@ impl Adapter {
         owner: Owner,
         messages: Arc<Messages>,
     ) -> Self {
-        Self { answers: Arc::new(Answers { tree, fetcher, owner }), messages }
+        let listings = Listings::default();
+        Self { answers: Arc::new(Answers { tree, fetcher, owner, listings }), messages }
     }
 }
 
@@ -85,19 +89,7 @@ impl Answers {
         reply: ReplyEntry,
     ) {
         match self.tree.lookup(parent, name, contents) {
-            Ok(Step::Done(Found::Entry(attributes))) => {
-                if attributes.kind == NodeKind::File {
-                    self.fetcher.found(attributes.ino);
-                }
-                reply.entry(&FOREVER, &self.file_attr(attributes), Generation(0));
-            }
-            // Inode 0 with a lifetime: absent, and remembered by the kernel.
-            Ok(Step::Done(Found::Absent)) => {
-                let nothing =
-                    Attributes { ino: Ino(0), kind: NodeKind::File, size_bytes: 0, permissions: 0 };
-                reply.entry(&FOREVER, &self.file_attr(nothing), Generation(0));
-            }
-            Ok(Step::Done(Found::NotYet)) => reply.error(Errno::ENOENT),
+            Ok(Step::Done(found)) => self.reply_found(found, reply),
             Ok(Step::Need(digest)) => {
                 let (answers, name) = (Arc::clone(self), Box::<[u8]>::from(name));
                 self.with_directory(digest, parent, move |directory| match directory {
@@ -109,43 +101,97 @@ impl Answers {
         }
     }
 
+    fn reply_found(&self, found: Found, reply: ReplyEntry) {
+        match found {
+            Found::Entry(attributes) => {
+                if attributes.kind == NodeKind::File {
+                    self.fetcher.found(attributes.ino);
+                }
+                reply.entry(&FOREVER, &self.file_attr(attributes), Generation(0));
+            }
+            Found::ForNow(attributes) => {
+                reply.entry(&FOR_NOW, &self.file_attr(attributes), Generation(0));
+            }
+            // Inode 0 with a lifetime: absent, and remembered by the kernel.
+            Found::Absent => {
+                let nothing =
+                    Attributes { ino: Ino(0), kind: NodeKind::File, size_bytes: 0, permissions: 0 };
+                reply.entry(&FOREVER, &self.file_attr(nothing), Generation(0));
+            }
+            Found::NotYet => reply.error(Errno::ENOENT),
+        }
+    }
+
+    /// The changing directories, if this is one.
+    fn changing(&self, directory: Ino) -> Option<&dyn Changing> {
+        self.tree.changing().filter(|changing| changing.is_changing(directory))
+    }
+
+    /// Answers from where it may have to be waited for.
+    fn lookup_changing(self: &Arc<Self>, parent: Ino, name: &[u8], reply: ReplyEntry) {
+        let (answers, name) = (Arc::clone(self), Box::<[u8]>::from(name));
+        self.fetcher.run(move || {
+            let found = answers.tree.changing().map(|changing| changing.lookup(parent, &name));
+            match found.unwrap_or(Ok(Found::NotYet)) {
+                Ok(found) => answers.reply_found(found, reply),
+                Err(error) => reply.error(error.errno()),
+            }
+        });
+    }
+
+    fn list_changing(
+        self: &Arc<Self>,
+        directory: Ino,
+        handle: u64,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let entries = Entries::new(directory, offset, reply);
+        if offset > 0
+            && let Some(names) = self.listings.taken(handle)
+        {
+            return send_names(entries, &names);
+        }
+        let answers = Arc::clone(self);
+        self.fetcher.run(move || {
+            let names = answers.tree.changing().map(|changing| changing.names(directory));
+            match names.unwrap_or(Ok(Vec::new())) {
+                Ok(names) => send_names(entries, &answers.listings.take(handle, names)),
+                Err(error) => entries.fail(error.errno()),
+            }
+        });
+    }
+
     fn list(
         self: &Arc<Self>,
         directory: Ino,
         offset: u64,
         contents: Option<&Directory>,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        // Offsets 1 and 2 follow "." and ".."; offset n + 3 follows the n-th child.
-        let mut dots = [(0, "."), (1, "..")].into_iter().filter(|(at, _)| offset <= *at);
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        let own = INodeNo(directory.0);
-        let listed = self.tree.list(directory, contents, from, &mut |child| {
-            let mut full = dots.any(|(at, name)| reply.add(own, at + 1, FileType::Directory, name));
-            let offset = child.index as u64 + 3;
-            let name = OsStr::from_bytes(child.name);
-            full = full || reply.add(UNKNOWN_INO, offset, file_type(child.kind), name);
-            if full { Enough::Yes } else { Enough::No }
-        });
-        match listed {
-            Ok(Step::Done(())) => {
-                // Left over where there are no children; the smallest buffer holds both.
-                let _full =
-                    dots.any(|(at, name)| reply.add(own, at + 1, FileType::Directory, name));
-                reply.ok();
-            }
+        let mut entries = Entries::new(directory, offset, reply);
+        let from = entries.from;
+        match self.tree.list(directory, contents, from, &mut |child| entries.add(child)) {
+            Ok(Step::Done(())) => entries.send(),
             Ok(Step::Need(digest)) => {
                 let answers = Arc::clone(self);
                 self.with_directory(digest, directory, move |contents| match contents {
-                    Ok(contents) => answers.list(directory, offset, Some(&contents), reply),
-                    Err(error) => reply.error(error.errno()),
+                    Ok(contents) => {
+                        answers.list(directory, offset, Some(&contents), entries.into_reply())
+                    }
+                    Err(error) => entries.fail(error.errno()),
                 });
             }
-            Err(error) => reply.error(error.errno()),
+            Err(error) => entries.fail(error.errno()),
         }
     }
 
     fn read(self: &Arc<Self>, ino: Ino, offset: u64, size: u32, reply: ReplyData) {
+        if let Some(contents) = self.tree.own_contents(ino) {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(contents.len());
+            let to = from.saturating_add(size as usize).min(contents.len());
+            return reply.data(&contents[from..to]);
+        }
         let file = match self.tree.file(ino) {
             Ok(file) => file,
             Err(error) => return reply.error(error.errno()),
@@ -228,20 +274,21 @@ impl Answers {
     }
 }
 
+fn send_names(mut entries: Entries, names: &[Named]) {
+    for (index, Named { name, kind }) in names.iter().enumerate().skip(entries.from) {
+        if entries.add(Listed { index, name, kind: *kind }) == Enough::Yes {
+            break;
+        }
+    }
+    entries.send();
+}
+
 /// The bytes that a READ asks for.
 struct Span {
     key: BlobKey,
     ino: Ino,
     offset: u64,
     len: usize,
-}
-
-fn file_type(kind: NodeKind) -> FileType {
-    match kind {
-        NodeKind::Directory => FileType::Directory,
-        NodeKind::File => FileType::RegularFile,
-        NodeKind::Symlink => FileType::Symlink,
-    }
 }
 
 /// A buffer of the thread's own, so that no READ allocates and zeroes one. The kernel asks for 1 MiB
@@ -267,10 +314,12 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_NO_EXPORT_SUPPORT,
         ];
-        for flag in wanted {
+        // Without OPENDIR, the kernel keeps the first listing of a directory for ever.
+        let lasting = self.answers.tree.changing().is_none();
+        let opendir = lasting.then_some(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        for flag in wanted.into_iter().chain(opendir) {
             if config.add_capabilities(flag).is_err() {
                 tracing::info!(fuse.flag = ?flag, "the kernel lacks a FUSE feature");
             }
@@ -283,7 +332,11 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.messages.count(Message::Lookup);
-        self.answers.lookup(Ino(parent.0), name.as_bytes(), None, reply);
+        let (parent, name) = (Ino(parent.0), name.as_bytes());
+        match self.answers.changing(parent) {
+            Some(_) => self.answers.lookup_changing(parent, name, reply),
+            None => self.answers.lookup(parent, name, None, reply),
+        }
     }
 
     // fuser also calls this for each inode of a batch, whose type it keeps to itself.
@@ -327,12 +380,16 @@ impl Filesystem for Adapter {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
         self.messages.count(Message::Readdir);
-        self.answers.list(Ino(ino.0), offset, None, reply);
+        let directory = Ino(ino.0);
+        match self.answers.changing(directory) {
+            Some(_) => self.answers.list_changing(directory, handle.0, offset, reply),
+            None => self.answers.list(directory, offset, None, reply),
+        }
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -346,9 +403,32 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.messages.count(Message::Opendir);
-        reply.error(Errno::ENOSYS);
+        if self.answers.tree.changing().is_none() {
+            return reply.error(Errno::ENOSYS);
+        }
+        if self.answers.changing(Ino(ino.0)).is_none() {
+            let lasting = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+            return reply.opened(FileHandle(0), lasting);
+        }
+        match self.answers.listings.open() {
+            Some(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            None => reply.error(Errno::ENFILE),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.messages.count(Message::Other);
+        self.answers.listings.close(handle.0);
+        reply.ok();
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -28,15 +28,14 @@ pub fn open(store: &Path, key: &BlobKey) -> Result<File, WantError> {
     Ok(file)
 }
 
-/// Reads and decodes a directory.
-pub fn read_directory(store: &Path, key: &BlobKey) -> Result<Directory, WantError> {
+/// Reads and decodes a directory from its open file.
+pub fn read_directory(file: File, key: &BlobKey) -> Result<Directory, WantError> {
     if key.digest.size_bytes() > DIRECTORY_LIMIT_BYTES {
         let message = format!("a directory of over {DIRECTORY_LIMIT_BYTES} bytes");
         return Err(WantError::Damaged(message));
     }
     let mut blob = Vec::with_capacity(key.digest.size_bytes() as usize);
-    open(store, key)?
-        .take(DIRECTORY_LIMIT_BYTES)
+    file.take(DIRECTORY_LIMIT_BYTES)
         .read_to_end(&mut blob)
         .map_err(|error| WantError::Read(error.to_string()))?;
     Directory::decode(key.digest.function(), &blob)

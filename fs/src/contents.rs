@@ -1,13 +1,15 @@
 //! `Contents`: the seam between the file system and whoever brings blobs into the store.
 //!
-//! The file system opens blobs by path itself; it only asks that they be there. What it asks for is
-//! answered once: the blob is in the store, whole and verified, or why it is not.
+//! Unless told otherwise the file system opens blobs by path itself; it only asks that they be there.
+//! What it asks for is answered once: the blob is in the store, whole and verified, or why it is not.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use distbuild_proto::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::blob;
 use crate::inode::ViewId;
 use crate::tree::Context;
 
@@ -17,6 +19,15 @@ pub trait Contents: Send + Sync + 'static {
     /// readable at least until the views of the context are dropped. Never blocks. A blob that is on its
     /// way is asked for again when further views come to wait for it.
     fn want(&self, want: Want, done: Done);
+
+    /// Opens a blob that was brought; called on a thread that may block. What it gives has the right
+    /// length and is verified. By itself, this is the blob's file in the store.
+    ///
+    /// # Errors
+    /// The file is gone, cut short or unreadable.
+    fn open(&self, store: &Path, key: &BlobKey) -> Result<File, WantError> {
+        blob::open(store, key)
+    }
 
     /// Tells that a blob could not be brought or read, so that processes of these views have seen, or
     /// may have seen, an input error. Not called for requests that were given up.

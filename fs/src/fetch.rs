@@ -261,14 +261,15 @@ impl Shared {
     }
 
     fn load(&self, key: &BlobKey) -> Result<Blob, WantError> {
+        let file = self.contents.open(&self.config.store, key)?;
         match key.kind {
             BlobKind::File { .. } => {
-                let file = Arc::new(blob::open(&self.config.store, key)?);
+                let file = Arc::new(file);
                 self.files.lock().put(*key, Arc::clone(&file));
                 Ok(Blob::File(file))
             }
             BlobKind::Directory => {
-                let directory = Arc::new(blob::read_directory(&self.config.store, key)?);
+                let directory = Arc::new(blob::read_directory(file, key)?);
                 self.directories.lock().put(key.digest, Arc::clone(&directory));
                 Ok(Blob::Directory(directory))
             }

@@ -2,7 +2,7 @@
 //!
 //! Layers, from the inside out; each knows only those before it:
 //!
-//! 1. [`view`] with `inode` and [`record`]: which inodes exist, what each view has looked at. No
+//! 1. [`view`] for a worker and [`inspect`] for people, with `inode` and [`record`]: which inodes exist, what each view has looked at. No
 //!    FUSE, no disk, no waiting; it is tested without any of them.
 //! 2. [`contents`] and [`fetch`]: blobs become open files and decoded directories, once each, with a
 //!    deadline, on threads of their own.
@@ -14,14 +14,19 @@
 
 pub mod adapter;
 pub mod blob;
+pub mod changing;
 mod codec;
 pub mod collections;
 pub mod contents;
+mod entries;
 pub mod error;
 pub mod fetch;
+mod fusermount;
 pub mod inode;
+pub mod inspect;
 mod messages;
 pub mod mount;
+mod mount_table;
 pub mod namespace;
 mod pool;
 pub mod protocol;
@@ -37,6 +42,6 @@ pub use inode::{FileKey, Ino, ViewId};
 pub use messages::{Message, MessageCounts, Messages};
 pub use mount::{MountError, MountedFuse};
 pub use record::{AccessRecord, LookedUp, Observed};
-pub use server::{FsConfig, ServerError};
+pub use server::{FsConfig, ServerError, Serving, serve};
 pub use tree::Tree;
 pub use view::{RecordLimits, Views};

@@ -1,24 +1,31 @@
 //! The mount: ours from `mount(2)` to `umount2(2)`; fuser only gets the descriptor.
 //!
+//! A worker's mount lies in a namespace of its own and is open to all users; an inspection mount lies
+//! where the user's shell sees it and is open to that user alone.
+//!
 //! The process that serves a mount must not look into it, not even with `stat`: it would wait for
 //! itself. What is to be known of the mount is read from `/proc/self/mountinfo`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount as sys_mount, umount2};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{Pid, getegid, geteuid, getpid};
 
+use crate::fusermount::{self, FusermountError};
+use crate::mount_table::find;
 use crate::namespace::{self, NamespaceError, Privilege};
 
 const DEVICE: &str = "/dev/fuse";
 /// The type shown in mount tables; the kernel knows it as FUSE with a subtype.
 const FS_TYPE: &str = "fuse.distbuild";
+/// Where the mount says that it comes from.
+const FS_NAME: &str = "distbuild";
 /// How often a mount may lie on the same place when stale ones are cleaned up.
 const STALE_LIMIT: usize = 32;
 /// Read-ahead of sequential readers. Beyond 1 MiB it gains nothing: no request is larger.
@@ -39,6 +46,10 @@ pub struct MountedFuse {
 pub(crate) struct MountPoint {
     path: PathBuf,
     mounted_by: Pid,
+    /// Whether the setuid helper mounted it, who then has to unmount it as well.
+    by_helper: bool,
+    /// Tells it from what others mount there.
+    device: Option<String>,
 }
 
 impl MountedFuse {
@@ -67,17 +78,43 @@ pub fn mount(path: &Path) -> Result<MountedFuse, MountError> {
     let path =
         absolute(path).map_err(|source| MountError::Point { path: path.to_owned(), source })?;
     clean_stale(&path)?;
+    mount_here(path, "allow_other,default_permissions")
+}
+
+/// Mounts at an existing empty directory in the mount namespace that the caller is in: read-only, for
+/// this user alone. Root mounts itself, an ordinary user through `fusermount3`. A mount on the
+/// directory whose server was killed is taken away first.
+///
+/// # Errors
+/// The directory is missing, none, or not empty; no `/dev/fuse` or no helper; the mount is refused.
+pub fn mount_for_owner(path: &Path) -> Result<MountedFuse, MountError> {
+    let failed = |source| MountError::Point { path: path.to_owned(), source };
+    detach_dead(path)?;
+    let path = fs::canonicalize(path).map_err(failed)?;
+    let mut entries = fs::read_dir(&path).map_err(failed)?;
+    if entries.next().is_some() {
+        return Err(MountError::NotEmpty(path));
+    }
+    if geteuid().is_root() {
+        return mount_here(path, "default_permissions");
+    }
+    let options = "ro,nosuid,nodev,noatime,default_permissions,fsname=distbuild,subtype=distbuild";
+    let device = fusermount::mount(&path, options)?;
+    Ok(MountedFuse { device, point: MountPoint::new(path, true) })
+}
+
+fn mount_here(path: PathBuf, access: &str) -> Result<MountedFuse, MountError> {
     let device: OwnedFd = open_device()?.into();
     let options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
+        "fd={},rootmode=40000,user_id={},group_id={},{access}",
         device.as_raw_fd(),
         geteuid(),
         getegid(),
     );
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    sys_mount(Some("distbuild"), &path, Some(FS_TYPE), flags, Some(options.as_str()))
+    sys_mount(Some(FS_NAME), &path, Some(FS_TYPE), flags, Some(options.as_str()))
         .map_err(|source| MountError::Mount { path: path.clone(), source })?;
-    Ok(MountedFuse { device, point: MountPoint { path, mounted_by: getpid() } })
+    Ok(MountedFuse { device, point: MountPoint::new(path, false) })
 }
 
 /// The place as the mount table has it. Only the parent is looked at: a stale mount may lie on the place.
@@ -103,7 +140,7 @@ fn open_device() -> Result<File, MountError> {
 /// Takes away mounts of ours whose server was killed: they answer ENOTCONN to everything new.
 fn clean_stale(path: &Path) -> Result<(), MountError> {
     for _ in 0..STALE_LIMIT {
-        match find(path)? {
+        match find(path).map_err(MountError::Table)? {
             Some(found) if found.fs_type == FS_TYPE.as_bytes() => {
                 tracing::info!(mount.path = %path.display(), "a stale mount is taken away");
                 umount2(path, MntFlags::MNT_DETACH)
@@ -115,14 +152,51 @@ fn clean_stale(path: &Path) -> Result<(), MountError> {
     Err(MountError::Unmount { path: path.to_owned(), source: Errno::EBUSY })
 }
 
+/// Takes away mounts at a place that answer nothing any more because their server was killed; others
+/// stay. To be asked, the server must be asked: what the kernel remembers outlives it.
+fn detach_dead(path: &Path) -> Result<(), MountError> {
+    let failed = |source| MountError::Unmount { path: path.to_owned(), source };
+    for _ in 0..STALE_LIMIT {
+        match statvfs(path) {
+            Err(Errno::ENOTCONN) => {
+                tracing::info!(mount.path = %path.display(), "a dead mount is taken away");
+                if geteuid().is_root() {
+                    umount2(path, MntFlags::MNT_DETACH).map_err(failed)?;
+                } else {
+                    fusermount::unmount(path)?;
+                }
+            }
+            _ => return Ok(()),
+        }
+    }
+    Err(failed(Errno::EBUSY))
+}
+
 impl MountPoint {
+    fn new(path: PathBuf, by_helper: bool) -> Self {
+        let device = find(&path).ok().flatten().map(|found| found.device);
+        Self { path, mounted_by: getpid(), by_helper, device }
+    }
+
+    /// Whether the mount lies on top at its place, and not that of somebody else.
+    fn is_there(&self) -> bool {
+        find(&self.path).is_ok_and(|found| found.map(|found| found.device) == self.device)
+    }
+
+    fn unmount(&self) -> Result<(), MountError> {
+        if self.by_helper {
+            return Ok(fusermount::unmount(&self.path)?);
+        }
+        // Detached, it leaves the tree at once and ends when its last user does.
+        umount2(&self.path, MntFlags::MNT_DETACH)
+            .map_err(|source| MountError::Unmount { path: self.path.clone(), source })
+    }
+
     /// Raises read-ahead, which only root outside of user namespaces can; elsewhere 128 KiB remain.
     pub(crate) fn raise_read_ahead(&self) {
-        let raised = find(&self.path).map(|found| {
-            let device = found.map(|found| found.device).unwrap_or_default();
-            fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string())
-        });
-        if let Err(error) | Ok(Err(error)) = raised.map_err(io::Error::other) {
+        let device = self.device.as_deref().unwrap_or_default();
+        let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+        if let Err(error) = fs::write(path, READ_AHEAD_KIB.to_string()) {
             tracing::info!(%error, "read-ahead stays at the kernel's default");
         }
     }
@@ -133,53 +207,12 @@ impl Drop for MountPoint {
         if getpid() != self.mounted_by {
             return;
         }
-        // Detached, it leaves the tree at once and ends when its last user does.
-        if let Err(error) = umount2(&self.path, MntFlags::MNT_DETACH) {
+        if !self.is_there() {
+            tracing::info!(mount.path = %self.path.display(), "unmounted already");
+        } else if let Err(error) = self.unmount() {
             tracing::warn!(mount.path = %self.path.display(), %error, "failed to unmount");
         }
     }
-}
-
-struct Found {
-    device: String,
-    fs_type: Vec<u8>,
-}
-
-/// The topmost mount at a place.
-fn find(path: &Path) -> Result<Option<Found>, MountError> {
-    let table = fs::read("/proc/self/mountinfo").map_err(MountError::Table)?;
-    Ok(find_in(&table, path))
-}
-
-fn find_in(table: &[u8], path: &Path) -> Option<Found> {
-    let wanted = escape(path.as_os_str().as_bytes());
-    table.split(|byte| *byte == b'\n').filter_map(|line| parse(line, &wanted)).next_back()
-}
-
-/// A line is `36 35 98:0 /root /point options [optional]… - type source super-options`.
-fn parse(line: &[u8], wanted: &[u8]) -> Option<Found> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let device = fields.nth(2)?;
-    if fields.nth(1)? != wanted {
-        return None;
-    }
-    let mut fields = fields.skip_while(|field| *field != b"-");
-    let fs_type = fields.nth(1)?.to_vec();
-    Some(Found { device: String::from_utf8(device.to_vec()).ok()?, fs_type })
-}
-
-/// Paths stand in the table with blanks, line ends and backslashes in octal.
-fn escape(path: &[u8]) -> Vec<u8> {
-    let mut escaped = Vec::with_capacity(path.len());
-    for byte in path {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => {
-                escaped.extend_from_slice(format!("\\{byte:03o}").as_bytes());
-            }
-            _ => escaped.push(*byte),
-        }
-    }
-    escaped
 }
 
 /// Why nothing is mounted.
@@ -203,13 +236,19 @@ pub enum MountError {
     #[error("failed to open {DEVICE}")]
     Device(#[source] io::Error),
     /// There is no directory to mount at.
-    #[error("failed to find the mount point {}", path.display())]
+    #[error("failed to use the mount point {}", path.display())]
     Point {
         /// The directory.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
+    /// There is something where the mount would hide it.
+    #[error("the mount point {} is not an empty directory", .0.display())]
+    NotEmpty(PathBuf),
+    /// The helper that mounts for ordinary users cannot do it.
+    #[error(transparent)]
+    Fusermount(#[from] FusermountError),
     /// The kernel refuses to mount.
     #[error("failed to mount at {}", path.display())]
     Mount {
@@ -229,20 +268,4 @@ pub enum MountError {
     /// The mount table cannot be read.
     #[error("failed to read /proc/self/mountinfo")]
     Table(#[source] io::Error),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_topmost_mount_at_a_place_is_found_by_its_escaped_path() {
-        let table = b"22 1 0:20 / /a\\040b rw shared:1 - tmpfs none rw\n\
-            23 1 0:21 / /a\\040b ro - fuse.distbuild distbuild ro\n\
-            24 1 0:22 / /other rw - proc proc rw\n";
-        let found = find_in(table, Path::new("/a b")).unwrap();
-        assert_eq!(found.device, "0:21");
-        assert_eq!(found.fs_type, b"fuse.distbuild");
-        assert!(find_in(table, Path::new("/a")).is_none());
-    }
 }

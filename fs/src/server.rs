@@ -102,34 +102,45 @@ pub fn run(control: UnixStream, mount: MountedFuse, config: FsConfig) -> Result<
     let views = Arc::new(Views::new(config.record_limits));
     let tree: Arc<dyn Tree> = views.clone();
     let contents: Arc<dyn Contents> = agent.clone();
-    let serving = serve(mount, &config, tree, contents).map_err(ServerError::Start)?;
+    let (end, ended) = sync_channel(1);
+    let on_end = move || {
+        // Nobody listens any more if the process is ending.
+        let _unheard = end.send(());
+    };
+    let serving = serve(mount, &config, tree, contents, on_end).map_err(ServerError::Start)?;
     let (dropped, to_invalidate) = sync_channel(config.max_views);
     let notifier = serving.notifier.clone();
     thread::Builder::new()
         .name("fs-invalidate".into())
         .spawn(move || invalidate(&notifier, &to_invalidate))
         .map_err(ServerError::Start)?;
-    let control_loop = ControlLoop { agent, views, serving, dropped, max_views: config.max_views };
+    let max_views = config.max_views;
+    let control_loop = ControlLoop { agent, views, serving, ended, dropped, max_views };
     let ended = control_loop.run(control);
     tracing::info!("the file system ends with its agent");
     ended
 }
 
-/// A mount that is being served.
-pub(crate) struct Serving {
+/// A mount that is being served. Dropping it unmounts, fails what is pending, and does not wait.
+pub struct Serving {
+    // First: what is unmounted asks for nothing more.
+    _point: MountPoint,
     fetcher: Arc<Fetcher>,
     messages: Arc<Messages>,
     notifier: Notifier,
-    point: MountPoint,
-    ended: Receiver<()>,
 }
 
-/// Begins to serve any tree.
-pub(crate) fn serve(
+/// Begins to serve any tree. `on_end` is called from a thread of its own when the kernel has ended the
+/// session: after an unmount, here or by somebody else, and when the last user is gone.
+///
+/// # Errors
+/// The kernel does not begin a session, or threads cannot be started.
+pub fn serve(
     mount: MountedFuse,
     config: &FsConfig,
     tree: Arc<dyn Tree>,
     contents: Arc<dyn Contents>,
+    on_end: impl FnOnce() + Send + 'static,
 ) -> io::Result<Serving> {
     let fetch = FetchConfig {
         store: config.store.clone(),
@@ -149,15 +160,13 @@ pub(crate) fn serve(
     let session = Session::from_fd(adapter, device, SessionACL::All, session)?;
     let notifier = session.notifier();
     point.raise_read_ahead();
-    let (end, ended) = sync_channel(1);
     thread::Builder::new().name("fs-session".into()).spawn(move || {
         if let Err(error) = session.run() {
             tracing::error!(%error, "the FUSE session failed");
         }
-        // Nobody listens any more if the process is ending.
-        let _unheard = end.send(());
+        on_end();
     })?;
-    Ok(Serving { fetcher, messages, notifier, point, ended })
+    Ok(Serving { _point: point, fetcher, messages, notifier })
 }
 
 /// Allows this process as many open files as the system lets it, and says how many blobs fit.
@@ -182,6 +191,7 @@ struct ControlLoop {
     agent: Arc<Agent>,
     views: Arc<Views>,
     serving: Serving,
+    ended: Receiver<()>,
     dropped: SyncSender<ViewId>,
     max_views: usize,
 }
@@ -202,10 +212,8 @@ impl ControlLoop {
             }
         };
         self.agent.end();
-        let Serving { fetcher, point, ended, .. } = self.serving;
-        drop(point);
-        drop(fetcher);
-        if ended.recv_timeout(END_LIMIT).is_err() {
+        drop(self.serving);
+        if self.ended.recv_timeout(END_LIMIT).is_err() {
             tracing::info!("jobs still use the mount; they lose it with this process");
         }
         result

@@ -1,11 +1,14 @@
 //! `Tree`: what the adapter asks of a read-only name space, whatever it shows.
 //!
 //! A tree answers from memory and never waits. Where it needs the blob of a directory to answer, it
-//! says which; the caller gets it and asks again with it.
+//! says which; the caller gets it and asks again with it. Only [`Changing`] directories may wait.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use distbuild_proto::{Digest, Directory, RelPath};
 
+use crate::changing::Changing;
 use crate::contents::BlobKey;
 use crate::error::AccessError;
 use crate::inode::{FileKey, Ino, ViewId};
@@ -36,8 +39,18 @@ pub trait Tree: Send + Sync + 'static {
     /// Where a symbolic link points.
     fn link_target(&self, ino: Ino) -> Result<Bytes, AccessError>;
 
-    /// The contents of a file.
+    /// The contents of a file that is named by digest.
     fn file(&self, ino: Ino) -> Result<FileKey, AccessError>;
+
+    /// The contents of a file that the tree holds itself, which is named by no digest.
+    fn own_contents(&self, _ino: Ino) -> Option<Bytes> {
+        None
+    }
+
+    /// The directories whose names come and go, if the tree has such.
+    fn changing(&self) -> Option<&dyn Changing> {
+        None
+    }
 
     /// On whose behalf, and from where in their trees, this inode is read.
     fn context(&self, ino: Ino) -> Context;
@@ -66,6 +79,8 @@ pub enum Step<T> {
 pub enum Found {
     /// An inode.
     Entry(Attributes),
+    /// An inode, which may be another one in a second.
+    ForNow(Attributes),
     /// Nothing, for as long as the directory is there.
     Absent,
     /// Nothing now; the kernel must ask again next time.
@@ -124,4 +139,6 @@ pub struct Context {
     /// The first up to two components of the directory it was found in, such as `src` or `dep/3`, in
     /// one of these views.
     pub hint: RelPath,
+    /// Trees that it lies in, innermost first, if the tree knows: who holds one may hold it.
+    pub within: Arc<[Digest]>,
 }

@@ -491,9 +491,11 @@ impl Tree for Views {
     fn context(&self, ino: Ino) -> Context {
         let state = self.state.lock();
         match state.inodes.get(ino) {
-            Some(Node::Directory(node)) => {
-                Context { views: node.view.into_iter().collect(), hint: state.hint(ino) }
-            }
+            Some(Node::Directory(node)) => Context {
+                views: node.view.into_iter().collect(),
+                hint: state.hint(ino),
+                ..Context::default()
+            },
             Some(Node::File(node)) => Context {
                 views: node.viewers.iter().map(|viewer| viewer.view).collect(),
                 hint: node
@@ -501,6 +503,7 @@ impl Tree for Views {
                     .first()
                     .map(|viewer| state.hint(viewer.directory))
                     .unwrap_or_default(),
+                ..Context::default()
             },
             Some(Node::Symlink(_)) | None => Context::default(),
         }

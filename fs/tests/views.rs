@@ -98,7 +98,7 @@ impl Kernel<'_> {
             }
         };
         Ok(match found {
-            Found::Entry(attributes) => {
+            Found::Entry(attributes) | Found::ForNow(attributes) => {
                 *self.lookups.entry(attributes.ino).or_default() += 1;
                 Some(attributes)
             }

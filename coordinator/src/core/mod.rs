@@ -67,6 +67,8 @@ pub(crate) enum Message {
     Locate { request: wire::LocateRequest, reply: mpsc::Sender<wire::Located> },
     /// Which sessions hold an output tree?
     Holders { tree: Digest, reply: oneshot::Sender<Vec<Session>> },
+    /// Which sessions are on these stores?
+    SessionsOf { stores: Vec<String>, reply: oneshot::Sender<Vec<Session>> },
     /// Does this secret belong to this lender?
     MayLend { request: wire::LendRequest, reply: oneshot::Sender<bool> },
     /// The answer of the database to a batch of look-ups by action.
@@ -280,6 +282,9 @@ impl Core {
             Message::Locate { request, reply } => self.locate(&request, &reply),
             Message::Holders { tree, reply } => {
                 let _ = reply.send(self.sessions_with(&tree));
+            }
+            Message::SessionsOf { stores, reply } => {
+                let _ = reply.send(self.sessions.on_stores(&stores));
             }
             Message::MayLend { request, reply } => {
                 let _ = reply.send(self.may_lend(&request));

@@ -99,6 +99,13 @@ impl Sessions {
         id
     }
 
+    /// The live sessions on stores with these names, each once.
+    pub(super) fn on_stores(&self, names: &[String]) -> Vec<SessionId> {
+        let of_name = |name: &String| self.by_store.get(self.store_ids.get(name)?).copied();
+        let sessions: BTreeSet<_> = names.iter().filter_map(of_name).collect();
+        sessions.into_iter().collect()
+    }
+
     pub(super) fn ids(&self) -> Vec<SessionId> {
         self.by_id.keys().copied().collect()
     }

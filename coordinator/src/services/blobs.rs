@@ -153,9 +153,27 @@ impl BlobsService {
                     return Vec::new();
                 };
                 let holders = self.core.ask(|reply| Message::Holders { tree, reply }).await;
-                holders.unwrap_or_default().into_iter().map(Lender::Worker).collect()
+                let mut holders = holders.unwrap_or_default();
+                if holders.is_empty() {
+                    holders = self.recorded_holders(tree).await;
+                }
+                holders.into_iter().map(Lender::Worker).collect()
             }
             None => Vec::new(),
+        }
+    }
+
+    /// Sessions on the stores that held a tree when it was recorded: its build has ended.
+    async fn recorded_holders(&self, tree: Digest) -> Vec<u64> {
+        match self.shared.state.holders_of(tree).await {
+            Ok(stores) => {
+                let sessions = self.core.ask(|reply| Message::SessionsOf { stores, reply }).await;
+                sessions.unwrap_or_default()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "failed to look up who held a tree");
+                Vec::new()
+            }
         }
     }
 }

@@ -41,8 +41,13 @@ async fn resume() {
     let (ended, _) = rig.link.end().await;
     assert_eq!(ended.attempt, 5);
     rig.link.acknowledge(5).await;
-    within(rig.worker.drain()).await;
-    rig.worker.shutdown().await;
+    let Rig { worker, mut link, .. } = rig;
+    let dismissal = async {
+        assert!(matches!(link.next().await, Body::Drain(_)));
+        link.send(to_worker::Body::Dismiss(wire::Dismiss {})).await;
+    };
+    within(async { tokio::join!(worker.drain(), dismissal) }).await;
+    worker.shutdown().await;
 }
 
 async fn not_resumed() {
