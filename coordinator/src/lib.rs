@@ -39,6 +39,7 @@ use crate::services::workers::WorkersService;
 pub struct Coordinator {
     address: Address,
     core: Handle,
+    relay: relay::Relay,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
@@ -72,8 +73,9 @@ impl Coordinator {
         let address = listener.address().clone();
         let (core, _task) = core::start(shared.clone()).await?;
         let stop = CancellationToken::new();
+        let relay = shared.relay.clone();
         let server = tokio::spawn(serve(listener, core.clone(), shared, stop.clone()));
-        Ok(Self { address, core, stop, server })
+        Ok(Self { address, core, relay, stop, server })
     }
 
     /// Where it is reached; a port 0 has become the port that the system chose.
@@ -87,6 +89,8 @@ impl Coordinator {
         if tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
             tracing::warn!("builds did not end in time, shutting down without them");
         }
+        // With the core the sessions of workers have ended; what is still open are lenders.
+        self.relay.close();
         self.stop.cancel();
         let _ = tokio::time::timeout(SHUTDOWN, &mut self.server).await;
     }

@@ -69,6 +69,11 @@ impl Relay {
         self.state.lock().lenders.remove(lender);
     }
 
+    /// Ends all streams of lenders: nothing is ordered any more.
+    pub(crate) fn close(&self) {
+        self.state.lock().lenders.clear();
+    }
+
     /// Orders blobs from a lender.
     ///
     /// # Errors

@@ -58,8 +58,10 @@ pub(crate) enum ClientReport {
     Delivered(u32),
     /// Nobody would give the outputs of a job.
     OutputsMissing(u32),
-    /// Stop.
+    /// Stop: nobody wants it any more.
     Cancel,
+    /// Stop: the coordinator is shutting down.
+    ShutDown,
 }
 
 /// A running build.
@@ -85,10 +87,27 @@ pub(super) struct Build {
     pub(super) bytes: wire::ByteCounts,
     started_ms: u64,
     finished_jobs: u64,
-    cancelled: bool,
+    pub(super) stopped: Option<Stopped>,
     /// How many jobs ended in each way.
     outcomes: BTreeMap<wire::Outcome, u64>,
     pub(super) last_waiting: Option<String>,
+}
+
+/// Why a build was ended before its jobs were done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    Cancelled,
+    ShutDown,
+}
+
+impl Stopped {
+    /// For people.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::ShutDown => "the coordinator is shutting down",
+        }
+    }
 }
 
 /// What the core keeps of a job.
@@ -150,8 +169,10 @@ impl Build {
 
     /// The outcome of the whole, worst first: cancelled, infrastructure, no worker, failed.
     fn outcome(&self) -> wire::Outcome {
-        if self.cancelled {
-            return wire::Outcome::Cancelled;
+        match self.stopped {
+            Some(Stopped::Cancelled) => return wire::Outcome::Cancelled,
+            Some(Stopped::ShutDown) => return wire::Outcome::InfraError,
+            None => {}
         }
         [
             wire::Outcome::InfraError,
@@ -263,7 +284,7 @@ impl Core {
             bytes: wire::ByteCounts::default(),
             started_ms: unix_ms(),
             finished_jobs: 0,
-            cancelled: false,
+            stopped: None,
             outcomes: BTreeMap::new(),
             last_waiting: None,
         }
@@ -311,8 +332,10 @@ impl Core {
         };
         let position = |number: u32| build.positions.get(number as usize).copied();
         match report {
-            ClientReport::Cancel => {
-                build.cancelled = true;
+            ClientReport::Cancel | ClientReport::ShutDown => {
+                let shut_down = matches!(report, ClientReport::ShutDown);
+                let why = if shut_down { Stopped::ShutDown } else { Stopped::Cancelled };
+                build.stopped.get_or_insert(why);
                 self.scheduler.handle(now, sched::Event::Cancelled { build: id });
             }
             ClientReport::Delivered(number) => {

@@ -9,7 +9,7 @@ use distbuild_sched as sched;
 use distbuild_sched::{Effect, How, JobRef, Outcome, StoreId};
 
 use super::Core;
-use super::builds::{Build, Prepared, number, output_root};
+use super::builds::{Build, Prepared, Stopped, number, output_root};
 use super::lookups::{CheckReply, Claim};
 use crate::event_log::unix_ms;
 use crate::state::CachedResult;
@@ -269,7 +269,12 @@ impl Core {
                 let number = build.map_or(0, |build| build.submitted[dependency as usize]);
                 (wire::Outcome::Skipped, format!("its dependency {name:?} did not succeed"), number)
             }
-            Outcome::Cancelled => (wire::Outcome::Cancelled, "cancelled".to_owned(), 0),
+            Outcome::Cancelled => {
+                let stopped = self.builds.get(&job.build).and_then(|build| build.stopped);
+                // Without a reason of its own, the build stopped at a failure elsewhere in it.
+                let text = stopped.map_or("another job failed", Stopped::text);
+                (wire::Outcome::Cancelled, text.to_owned(), 0)
+            }
             Outcome::NoWorker { reason } => (wire::Outcome::NoWorker, no_worker_text(reason), 0),
         }
     }

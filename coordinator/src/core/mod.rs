@@ -308,7 +308,7 @@ impl Core {
                 self.shutdown = Some(reply);
                 let builds: Vec<_> = self.builds.keys().copied().collect();
                 for build in builds {
-                    self.client_report(build, ClientReport::Cancel);
+                    self.client_report(build, ClientReport::ShutDown);
                 }
             }
         }

@@ -6,6 +6,7 @@ use distbuild_proto::wire;
 use distbuild_proto::wire::build_request::Body;
 use distbuild_proto::wire::builds_server::Builds;
 use futures::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::submission;
@@ -64,8 +65,13 @@ impl Builds for BuildsService {
             .map_err(Status::resource_exhausted)?;
         abandon.build_id = None;
         let core = self.core.clone();
+        // When the events have all been sent, nobody listens to the client any more.
+        let told_all = CancellationToken::new();
+        let guard = told_all.clone().drop_guard();
         tokio::spawn(async move {
-            while let Ok(Some(message)) = messages.message().await {
+            while let Some(Ok(Some(message))) =
+                told_all.run_until_cancelled(messages.message()).await
+            {
                 let report = match message.body {
                     Some(Body::Delivered(job)) => ClientReport::Delivered(job.job),
                     Some(Body::OutputsMissing(job)) => ClientReport::OutputsMissing(job.job),
@@ -80,9 +86,9 @@ impl Builds for BuildsService {
             // wants its build no more.
             let _ = core.tell(Message::Report { build, report: ClientReport::Cancel }).await;
         });
-        let stream = futures::stream::unfold(events, |events| async {
+        let stream = futures::stream::unfold((events, guard), |(events, guard)| async {
             let next = events.next().await?;
-            Some((Ok(next), events))
+            Some((Ok(next), (events, guard)))
         });
         Ok(Response::new(Box::pin(stream)))
     }

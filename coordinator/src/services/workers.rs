@@ -8,6 +8,7 @@ use distbuild_proto::wire::workers_server::Workers;
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::{Handle, Message};
@@ -54,9 +55,13 @@ impl Workers for WorkersService {
         let (outbox, to_worker) = mpsc::channel(WAITING_MESSAGES);
         let joined = self.core.ask(|reply| Message::Join { hello, outbox, reply }).await?;
         let core = self.core.clone();
+        // When the core has ended the session, nobody listens to the worker any more.
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
         tokio::spawn(async move {
             let (session, connection) = (joined.session, joined.connection);
-            while let Ok(Some(message)) = messages.message().await {
+            while let Some(Ok(Some(message))) = ended.run_until_cancelled(messages.message()).await
+            {
                 let Some(body) = message.body else { continue };
                 let body = Box::new(body);
                 let message = Message::FromWorker { session, connection, body };
@@ -66,7 +71,10 @@ impl Workers for WorkersService {
             }
             let _ = core.tell(Message::Disconnected { session, connection }).await;
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(to_worker).map(Ok))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(to_worker).map(move |message| {
+            let _guard = &guard;
+            Ok(message)
+        }))))
     }
 
     async fn locate(

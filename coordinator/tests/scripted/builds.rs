@@ -198,6 +198,27 @@ async fn a_cancelled_build_cancels_its_attempts() {
 }
 
 #[tokio::test]
+async fn a_coordinator_that_shuts_down_ends_builds_as_infrastructure_errors_and_does_not_dally() {
+    let mut farm = Farm::start().await;
+    let mut worker = FakeWorker::join(&farm, "w").await;
+    let mut build = FakeBuild::run(&farm, vec![job("a", &[])]).await;
+    let assign = worker.assigned().await;
+    let coordinator = farm.coordinator.take().unwrap();
+    let begun = std::time::Instant::now();
+    let rest = async {
+        assert!(matches!(worker.next().await, ToWorker::CancelAttempt(_)));
+        worker.end(&assign, wire::AttemptEnd::AttemptCancelled, None).await;
+        build.finish().await
+    };
+    let ((), finished) = tokio::join!(coordinator.shutdown(), rest);
+    assert_eq!(finished.outcomes(), [Outcome::Cancelled]);
+    assert_eq!(finished.jobs[&0].reason, "the coordinator is shutting down");
+    assert_eq!(finished.build.unwrap().outcome(), Outcome::InfraError);
+    // Far below the limits of a clean shutdown, all of which would have to pass otherwise.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_cancels_its_build() {
     let farm = Farm::start().await;
     let mut worker = FakeWorker::join(&farm, "w").await;
