@@ -7,7 +7,7 @@ use crate::ids::Time;
 #[derive(Debug)]
 struct Entry {
     until: Time,
-    /// Slots of the workers whose lines it stands in; empty: it only waits for time to pass.
+    /// Slots of the workers whose lines it stands in.
     workers: Vec<u32>,
 }
 

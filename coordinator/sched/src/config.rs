@@ -20,9 +20,13 @@ pub struct Config {
     /// How many jobs may wait for one worker's locality; more go anywhere at once, since a worker
     /// cannot take a longer line within `locality_wait_ms` anyway. Default 64.
     pub locality_line: usize,
-    /// How long a retried job waits for another worker than the one where it went wrong, while
-    /// only that one is free. Default 2 s.
+    /// How long a retried job waits for a worker where it has not gone wrong, while those that could
+    /// take it are busy. With no such worker online it does not wait. Default 60 s.
     pub retry_elsewhere_ms: u64,
+    /// After so many infrastructure errors in a row for which a worker may be to blame, it is
+    /// suspect: it runs one attempt at a time, and only what has no room elsewhere, until an attempt
+    /// shows that it can run jobs. 0 counts as 1. Default 3.
+    pub suspect_after: u32,
     /// How long jobs wait while no online worker could ever take them. Default 10 min.
     pub queue_timeout_ms: u64,
     /// How long a job that does not fit may be overtaken by later ones before a worker is kept
@@ -51,7 +55,8 @@ impl Default for Config {
             quarantine_after: 2,
             locality_wait_ms: 200,
             locality_line: 64,
-            retry_elsewhere_ms: 2_000,
+            retry_elsewhere_ms: 60_000,
+            suspect_after: 3,
             queue_timeout_ms: 10 * 60 * 1000,
             reserve_after_ms: 10_000,
             reserve_one_in: 4,

@@ -3,7 +3,7 @@
 
 use crate::event::{AttemptEnd, Blame, Effect, How, InfraReason, Outcome};
 use crate::execution::Stage;
-use crate::ids::{AttemptId, StoreId, WorkerId};
+use crate::ids::{AttemptId, StoreId};
 use crate::job::{Build, JobAt, NONE, State};
 use crate::resources::Resources;
 use crate::scheduler::Scheduler;
@@ -12,7 +12,6 @@ use crate::scheduler::Scheduler;
 pub(crate) struct Ended {
     pub(crate) execution: u32,
     pub(crate) attempt: AttemptId,
-    pub(crate) worker: WorkerId,
     pub(crate) store: StoreId,
     /// The worker vanished.
     pub(crate) worker_lost: bool,
@@ -24,6 +23,7 @@ impl Scheduler {
             return;
         };
         self.fleet.give(attempt.worker, id, attempt.resources);
+        self.fleet.judge(attempt.worker, end, self.config.suspect_after);
         self.freed.insert(attempt.worker);
         let Some(execution) = attempt.execution else {
             return;
@@ -31,13 +31,7 @@ impl Scheduler {
         let owner = self.owner(self.executions[execution].leader);
         self.queue.learn(owner, self.now.ms_since(attempt.assigned_at));
         let worker = &self.fleet.workers[attempt.worker];
-        let ended = Ended {
-            execution,
-            attempt: id,
-            worker: worker.id,
-            store: worker.store,
-            worker_lost: false,
-        };
+        let ended = Ended { execution, attempt: id, store: worker.store, worker_lost: false };
         self.ended(ended, end);
     }
 
@@ -46,7 +40,6 @@ impl Scheduler {
         let Ended { execution: id, attempt, .. } = ended;
         let execution = &mut self.executions[id];
         execution.stage = Stage::Loose;
-        execution.avoid = None;
         match end {
             AttemptEnd::Succeeded => self.succeeded(ended),
             AttemptEnd::Failed => self.fail_execution(id, Outcome::Failed { attempt }),
@@ -64,7 +57,7 @@ impl Scheduler {
             AttemptEnd::Infra { blame, .. } => self.infra(ended, blame),
             AttemptEnd::Cancelled => self.infra(ended, Blame::Unknown),
             AttemptEnd::Rejected => {
-                execution.avoid = Some(ended.worker);
+                execution.tried.add(ended.store);
                 let tries = &mut execution.tries;
                 tries.rejected = tries.rejected.saturating_add(1);
                 if tries.rejected > self.config.max_rejections {
@@ -97,7 +90,7 @@ impl Scheduler {
         }
         let (attempts, workers) = (tries.counted, tries.workers_lost);
         if blame != Blame::Inputs {
-            execution.avoid = Some(ended.worker);
+            execution.tried.add(ended.store);
         }
         if ended.worker_lost && workers >= self.config.quarantine_after {
             self.fail_infra(id, InfraReason::Quarantined { workers });
@@ -129,6 +122,8 @@ impl Scheduler {
     fn retry(&mut self, id: u32) {
         let execution = &mut self.executions[id];
         execution.ready_at = self.now;
+        self.avoid_tried(id);
+        let execution = &self.executions[id];
         let jobs: Vec<JobAt> = execution.jobs().collect();
         let lacking: Vec<JobAt> = jobs
             .into_iter()

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::graph::Need;
-use crate::ids::{ActionKey, AttemptId, Time, WorkerId};
+use crate::ids::{ActionKey, AttemptId, Time};
 use crate::job::{JobAt, Tries};
 use crate::resources::Resources;
+use crate::tried::Tried;
 
 /// One piece of work for one or more jobs with equal keys.
 #[derive(Debug)]
@@ -15,15 +16,17 @@ pub(crate) struct Execution {
     pub(crate) leader: JobAt,
     /// Other jobs that get the same outcome.
     joined: BTreeSet<JobAt>,
-    /// Selector and resources, with more memory after it ran out of it.
+    /// Selector and resources, with more memory after it ran out of it, and whom it avoids now.
     pub(crate) need: Need,
     /// Place in the order of arrival.
     pub(crate) seq: u64,
     pub(crate) ready_at: Time,
     pub(crate) stage: Stage,
     pub(crate) tries: Tries,
-    /// Where the last attempt went wrong.
-    pub(crate) avoid: Option<WorkerId>,
+    /// Where attempts went wrong.
+    pub(crate) tried: Tried,
+    /// Until when it avoids these workers; `None`: it avoids none.
+    pub(crate) elsewhere_until: Option<Time>,
 }
 
 /// Where an execution is.
@@ -57,7 +60,8 @@ impl Execution {
             ready_at: now,
             stage: Stage::Loose,
             tries,
-            avoid: None,
+            tried: Tried::default(),
+            elsewhere_until: None,
         }
     }
 

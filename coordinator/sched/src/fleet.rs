@@ -3,16 +3,20 @@
 //! A question about room costs O(pools the selector matches × log workers); pools are few, since
 //! workers of one kind offer equal properties. A worker that drains, or is kept free for one
 //! request, is in no index: it is never found, only asked for by slot.
+//!
+//! A worker that only went wrong for a while is **suspect**: it is found only if no other has room,
+//! and not while it runs anything, until an attempt shows that it can run jobs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::event::NoWorkerReason;
+use crate::event::{AttemptEnd, Blame, NoWorkerReason};
 use crate::graph::Need;
 use crate::ids::{AttemptId, SelectorId, StoreId, WorkerId};
 use crate::job::NONE;
 use crate::resources::Resources;
 use crate::room::RoomIndex;
 use crate::slab::Slab;
+use crate::tried::Tried;
 
 type Properties = BTreeMap<String, String>;
 
@@ -29,6 +33,21 @@ pub(crate) struct Worker {
     pub(crate) attempts: BTreeSet<AttemptId>,
     /// Executions (by queue number and slot) that wait for this worker's locality.
     pub(crate) line: BTreeSet<(u64, u32)>,
+    /// Infrastructure errors it may be to blame for, since an attempt showed that it runs jobs.
+    errors_in_row: u32,
+    pub(crate) suspect: bool,
+}
+
+impl Worker {
+    /// It runs the one attempt that shows whether it can run jobs again.
+    pub(crate) fn on_probe(&self) -> bool {
+        self.suspect && !self.attempts.is_empty()
+    }
+
+    /// Whether it belongs into the index of rooms.
+    fn takes_any(&self) -> bool {
+        !self.draining && self.reserved_for.is_none() && !self.on_probe()
+    }
 }
 
 #[derive(Debug)]
@@ -38,6 +57,13 @@ struct Pool {
     /// Distinct capacities of members that take jobs, with their number.
     capacities: BTreeMap<Resources, u32>,
     root: u32,
+    suspect_root: u32,
+}
+
+impl Pool {
+    fn root_of(&mut self, suspect: bool) -> &mut u32 {
+        if suspect { &mut self.suspect_root } else { &mut self.root }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +83,8 @@ pub(crate) struct Fleet {
     rooms: RoomIndex,
     /// Workers kept free for one request.
     pub(crate) reserved: u32,
+    /// Suspect workers.
+    pub(crate) suspects: u32,
     /// Free resources of the workers that take jobs.
     pub(crate) free: Resources,
 }
@@ -85,6 +113,8 @@ impl Fleet {
             reserved_for: None,
             attempts: BTreeSet::new(),
             line: BTreeSet::new(),
+            errors_in_row: 0,
+            suspect: false,
         });
         self.slots.insert(id, slot);
         self.stores.insert(store, slot);
@@ -99,6 +129,7 @@ impl Fleet {
     pub(crate) fn leave(&mut self, slot: u32) -> Option<Worker> {
         self.drain(slot);
         let worker = self.workers.remove(slot)?;
+        self.suspects -= u32::from(worker.suspect);
         self.slots.remove(&worker.id);
         if self.stores.get(&worker.store) == Some(&slot) {
             self.stores.remove(&worker.store);
@@ -122,9 +153,9 @@ impl Fleet {
         if worker.draining {
             return;
         }
-        let (capacity, free) = (worker.capacity, worker.free);
-        let pool = &mut self.pools[worker.pool];
-        self.rooms.remove(&mut pool.root, slot);
+        let (capacity, free, pool) = (worker.capacity, worker.free, worker.pool);
+        self.unlist(slot);
+        let pool = &mut self.pools[pool];
         if let Some(count) = pool.capacities.get_mut(&capacity) {
             *count -= 1;
             if *count == 0 {
@@ -139,8 +170,24 @@ impl Fleet {
         let worker = &self.workers[slot];
         let pool = &mut self.pools[worker.pool];
         *pool.capacities.entry(worker.capacity).or_default() += 1;
-        self.rooms.insert(&mut pool.root, slot, worker.id, worker.free);
         self.free = self.free.plus(worker.free);
+        self.list(slot);
+    }
+
+    /// Puts a worker into the index of rooms, if it belongs there.
+    fn list(&mut self, slot: u32) {
+        let worker = &self.workers[slot];
+        if worker.takes_any() {
+            let root = self.pools[worker.pool].root_of(worker.suspect);
+            self.rooms.insert(root, slot, worker.id, worker.free);
+        }
+    }
+
+    /// Takes a worker out of the index of rooms; to be done before anything about it changes.
+    fn unlist(&mut self, slot: u32) {
+        let worker = &self.workers[slot];
+        let root = self.pools[worker.pool].root_of(worker.suspect);
+        self.rooms.remove(root, slot);
     }
 
     fn pool(&mut self, properties: Properties) -> u32 {
@@ -152,6 +199,7 @@ impl Fleet {
             members: BTreeSet::new(),
             capacities: BTreeMap::new(),
             root: NONE,
+            suspect_root: NONE,
         });
         for selector in self.selectors.values_mut() {
             if includes(&properties, &selector.properties) {
@@ -185,6 +233,7 @@ impl Fleet {
     pub(crate) fn has_room(&self, slot: u32, need: Need) -> bool {
         self.rooms.holds(slot)
             && need.resources.fits(self.workers[slot].free)
+            && !need.avoid.contains(self.workers[slot].store)
             && self.matches(need.selector, slot)
     }
 
@@ -193,30 +242,79 @@ impl Fleet {
         let worker = &self.workers[slot];
         !worker.draining
             && need.resources.fits(worker.capacity)
+            && !need.avoid.contains(worker.store)
             && self.matches(need.selector, slot)
     }
 
-    /// The worker with the most free cores that could take `need` now, except `avoid`.
-    pub(crate) fn roomiest(&mut self, need: Need, avoid: Option<u32>) -> Option<u32> {
-        let avoid = avoid.filter(|slot| self.rooms.holds(*slot));
-        if let Some(slot) = avoid {
-            self.rooms.remove(&mut self.pools[self.workers[slot].pool].root, slot);
-        }
-        let pools = self.selectors.get(&need.selector).map(|selector| &selector.pools);
-        let found = pools
-            .into_iter()
-            .flatten()
-            .filter_map(|pool| self.rooms.roomiest(self.pools[*pool].root, need.resources))
-            .max();
-        if let Some(slot) = avoid {
-            let worker = &self.workers[slot];
-            let root = &mut self.pools[worker.pool].root;
-            self.rooms.insert(root, slot, worker.id, worker.free);
-        }
-        found.map(|(_, slot)| slot)
+    /// Whether it is worth waiting for a worker that could take `need`.
+    pub(crate) fn trusts_with(&self, slot: u32, need: Need) -> bool {
+        !self.workers[slot].suspect && self.could_take(slot, need)
     }
 
-    /// Why no online worker could ever take `need`; `None` if some could.
+    /// Whether a worker that `need` does not avoid could take it if it ran nothing else.
+    pub(crate) fn could_elsewhere(&self, need: Need) -> bool {
+        let anywhere = Need { avoid: Tried::default(), ..need };
+        let slots = need.avoid.iter().filter_map(|store| self.slot_of_store(store));
+        let avoided = slots.filter(|slot| self.could_take(*slot, anywhere)).count();
+        let pools = self.selectors.get(&need.selector).map(|selector| &selector.pools);
+        let capacities = pools.into_iter().flatten().flat_map(|pool| &self.pools[*pool].capacities);
+        let fitting = capacities.filter(|(capacity, _)| need.resources.fits(**capacity));
+        fitting.map(|(_, count)| *count as usize).sum::<usize>() > avoided
+    }
+
+    /// Takes note of how an attempt on a worker ended. An end that says nothing about the worker
+    /// (cancelled, rejected, inputs at fault) changes nothing.
+    pub(crate) fn judge(&mut self, slot: u32, end: AttemptEnd, suspect_after: u32) {
+        let errors = match end {
+            AttemptEnd::Succeeded
+            | AttemptEnd::Failed
+            | AttemptEnd::TimedOut
+            | AttemptEnd::OutOfMemory => 0,
+            AttemptEnd::Infra { blame: Blame::Worker | Blame::Unknown, lost_inputs: false } => {
+                self.workers[slot].errors_in_row.saturating_add(1)
+            }
+            AttemptEnd::Infra { .. } | AttemptEnd::Cancelled | AttemptEnd::Rejected => return,
+        };
+        let suspect = errors >= suspect_after.max(1);
+        if suspect != self.workers[slot].suspect {
+            self.unlist(slot);
+            self.workers[slot].suspect = suspect;
+            self.list(slot);
+            match suspect {
+                true => self.suspects += 1,
+                false => self.suspects -= 1,
+            }
+        }
+        self.workers[slot].errors_in_row = errors;
+    }
+
+    /// The worker with the most free cores that could take `need` now; suspect ones come last. Costs
+    /// as much again for every worker that `need` avoids and would have got.
+    pub(crate) fn roomiest(&mut self, need: Need) -> Option<u32> {
+        let mut avoided = Vec::new();
+        let found = loop {
+            let found = self.roomiest_of(need, false).or_else(|| self.roomiest_of(need, true));
+            match found {
+                Some(slot) if need.avoid.contains(self.workers[slot].store) => {
+                    self.unlist(slot);
+                    avoided.push(slot);
+                }
+                found => break found,
+            }
+        };
+        avoided.into_iter().for_each(|slot| self.list(slot));
+        found
+    }
+
+    fn roomiest_of(&self, need: Need, suspect: bool) -> Option<u32> {
+        let pools = self.selectors.get(&need.selector).map(|selector| &selector.pools);
+        let pools = pools.into_iter().flatten().map(|pool| &self.pools[*pool]);
+        let roots = pools.map(|pool| if suspect { pool.suspect_root } else { pool.root });
+        let best = roots.filter_map(|root| self.rooms.roomiest(root, need.resources)).max();
+        best.map(|(_, slot)| slot)
+    }
+
+    /// Why no online worker, avoided or not, could ever take `need`; `None` if some could.
     pub(crate) fn why_not(&self, need: Need) -> Option<NoWorkerReason> {
         let pools = self.selectors.get(&need.selector).map(|selector| &selector.pools);
         let mut reason = NoWorkerReason::NoMatch;
@@ -239,6 +337,7 @@ impl Fleet {
 
     /// Takes resources for an attempt. The caller knows that they fit.
     pub(crate) fn take(&mut self, slot: u32, attempt: AttemptId, resources: Resources) {
+        self.unlist(slot);
         let worker = &mut self.workers[slot];
         worker.attempts.insert(attempt);
         let left = worker.free.minus(resources).unwrap_or_default();
@@ -247,53 +346,40 @@ impl Fleet {
 
     /// Gives an attempt's resources back.
     pub(crate) fn give(&mut self, slot: u32, attempt: AttemptId, resources: Resources) {
+        self.unlist(slot);
         let worker = &mut self.workers[slot];
         worker.attempts.remove(&attempt);
         let left = worker.free.plus(resources);
         self.set_free(slot, left);
     }
 
+    /// The worker is not in the index of rooms; it is put there.
     fn set_free(&mut self, slot: u32, free: Resources) {
         let worker = &mut self.workers[slot];
         let before = std::mem::replace(&mut worker.free, free);
-        if worker.draining {
-            return;
+        if !worker.draining {
+            self.free = self.free.minus(before).unwrap_or_default().plus(free);
         }
-        self.free = self.free.minus(before).unwrap_or_default().plus(free);
-        if self.rooms.holds(slot) {
-            let root = &mut self.pools[worker.pool].root;
-            self.rooms.remove(root, slot);
-            self.rooms.insert(root, slot, worker.id, free);
-        }
+        self.list(slot);
     }
 
     /// Keeps a worker free for a shape, or stops doing so.
     pub(crate) fn reserve(&mut self, slot: u32, shape: Option<u32>) {
-        let worker = &mut self.workers[slot];
-        let before = std::mem::replace(&mut worker.reserved_for, shape);
-        let root = &mut self.pools[worker.pool].root;
-        match (before, shape) {
-            (None, Some(_)) => {
-                self.reserved += 1;
-                self.rooms.remove(root, slot);
-            }
-            (Some(_), None) => {
-                self.reserved -= 1;
-                if !worker.draining {
-                    self.rooms.insert(root, slot, worker.id, worker.free);
-                }
-            }
+        self.unlist(slot);
+        match (std::mem::replace(&mut self.workers[slot].reserved_for, shape), shape) {
+            (None, Some(_)) => self.reserved += 1,
+            (Some(_), None) => self.reserved -= 1,
             _ => {}
         }
+        self.list(slot);
     }
 
     /// Recomputes what is kept incrementally.
     pub(crate) fn check(&self) -> Result<(), String> {
         let mut free = Resources::default();
-        let mut reserved = 0;
+        let (mut reserved, mut suspects) = (0, 0);
         for (slot, worker) in self.workers.iter() {
-            let indexed = !worker.draining && worker.reserved_for.is_none();
-            if self.rooms.holds(slot) != indexed {
+            if self.rooms.holds(slot) != worker.takes_any() {
                 return Err(format!("worker {:?} is wrongly (not) in the room index", worker.id));
             }
             if self.slots.get(&worker.id) != Some(&slot) {
@@ -303,6 +389,10 @@ impl Fleet {
                 free = free.plus(worker.free);
             }
             reserved += u32::from(worker.reserved_for.is_some());
+            suspects += u32::from(worker.suspect);
+        }
+        if suspects != self.suspects {
+            return Err(format!("{suspects} workers are suspect, {} counted", self.suspects));
         }
         if (free, reserved) != (self.free, self.reserved) {
             return Err(format!("free {} or reserved {} is wrong", self.free, self.reserved));

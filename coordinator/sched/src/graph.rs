@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use crate::ids::{SelectorId, StoreId};
 use crate::job::{Holder, Job};
 use crate::resources::Resources;
+use crate::tried::Tried;
 
 /// What a job asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Need {
     pub(crate) selector: SelectorId,
     pub(crate) resources: Resources,
+    /// Workers that shall not run it (for now); none in a graph.
+    pub(crate) avoid: Tried,
 }
 
 /// One job to be pushed.
@@ -85,7 +88,8 @@ impl Graph {
         if let Some(&dependency) = deps.iter().find(|&&dep| dep >= job) {
             return Err(GraphError::NotBefore { job, dependency });
         }
-        let need = Need { selector: spec.selector, resources: spec.resources };
+        let need =
+            Need { selector: spec.selector, resources: spec.resources, avoid: Tried::default() };
         let next = self.needs.len() as u32;
         let need = *self.need_ids.entry(need).or_insert_with(|| {
             self.needs.push(need);

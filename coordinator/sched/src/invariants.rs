@@ -116,6 +116,7 @@ impl Scheduler {
     fn check_executions(&self) -> Check {
         let mut aside = 0;
         let mut keys = 0;
+        let mut avoiding = 0;
         let mut members = 0;
         for (id, execution) in self.executions.iter() {
             for at in execution.jobs() {
@@ -143,11 +144,21 @@ impl Scheduler {
                     ensure(owner == Some(id), || format!("execution {id} has lost {attempt:?}"))?;
                 }
             }
+            let avoids =
+                execution.elsewhere_until.map(|until| self.elsewhere.contains(&(until, id)));
+            let waits = !execution.is_running() && !execution.need.avoid.is_empty();
+            ensure(avoids.unwrap_or(true) && avoids.is_some() == waits, || {
+                format!("execution {id} avoids workers for good, or while it runs")
+            })?;
+            avoiding += usize::from(waits);
             if let Some(key) = &execution.key {
                 keys += 1;
                 ensure(self.by_key.get(key) == Some(&id), || format!("{key:?} runs twice"))?;
             }
         }
+        ensure(avoiding == self.elsewhere.len(), || {
+            "what avoids workers is no execution".to_owned()
+        })?;
         ensure(keys == self.by_key.len(), || "a key has no execution".to_owned())?;
         ensure(aside == self.aside.len(), || "something aside is no execution".to_owned())?;
         ensure(members == self.counts[State::Executing as usize], || {

@@ -16,7 +16,7 @@
 //!
 //! An event costs O(log n) in jobs and workers, plus the edges and jobs it changes; two factors are
 //! bounded by configuration or by the fleet: distinct requests in the queue (`max_exact_shapes`)
-//! and pools (distinct property sets) that a selector matches. A queued job takes about 300 bytes,
+//! and pools (distinct property sets) that a selector matches. A queued job takes about 400 bytes,
 //! any other about 60, with edges (`cargo bench -p distbuild-sched` measures both).
 //!
 //! # How long a job can wait
@@ -26,7 +26,9 @@
 //! after `ageing` (then its lane precedes all classes), plus `reserve_after` (then a worker is kept
 //! free for it, if it does not fit anywhere), plus the longest run still in progress on that worker,
 //! plus the same for every lane starved longer. Locality adds at most `locality_wait`, a retry at
-//! most `retry_elsewhere`. With no such worker online, it ends after `queue_timeout`.
+//! most `retry_elsewhere`: so long it leaves out the workers where it went wrong, in a lane of its
+//! own, and only while another could take it. A suspect worker runs one attempt at a time and is the
+//! last choice, but it is a choice: if there is no other, its jobs run one after the other. With no such worker online, it ends after `queue_timeout`.
 
 mod aside;
 mod config;
@@ -51,6 +53,7 @@ mod slab;
 mod status;
 #[cfg(test)]
 mod tests;
+mod tried;
 
 pub use config::Config;
 pub use event::{

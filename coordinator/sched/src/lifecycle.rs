@@ -2,6 +2,7 @@
 
 use crate::event::{Answer, Effect, How, Outcome};
 use crate::execution::{Execution, Stage};
+use crate::graph::Need;
 use crate::ids::{ActionKey, StoreId};
 use crate::job::{Build, JobAt, NONE, State, Tries};
 use crate::scheduler::Scheduler;
@@ -146,7 +147,7 @@ impl Scheduler {
         let need = self.builds[leader.build].need(leader.index);
         let execution = &mut self.executions[id];
         let memory_bytes = execution.need.resources.memory_bytes;
-        execution.need = need;
+        execution.need = Need { avoid: execution.need.avoid, ..need };
         if execution.tries.more_memory {
             let resources = &mut execution.need.resources;
             resources.memory_bytes = resources.memory_bytes.max(memory_bytes);
@@ -204,6 +205,9 @@ impl Scheduler {
 
     pub(crate) fn remove_execution(&mut self, id: u32) -> Option<Execution> {
         let execution = self.executions.remove(id)?;
+        if let Some(until) = execution.elsewhere_until {
+            self.elsewhere.remove(&(until, id));
+        }
         if let Some(key) = execution.key {
             self.by_key.remove(&key);
         }

@@ -1,4 +1,10 @@
-//! Who runs where: locality with a bounded wait, reservations, and workers that come and go.
+//! Who runs where: locality with a bounded wait, retries elsewhere, reservations, and workers that
+//! come and go.
+//!
+//! A retry avoids the workers where it went wrong: its request is then another one, for which only
+//! the others have room, so it waits in the queue like everything else, and what could use those
+//! workers overtakes it. It stops doing so after `retry_elsewhere`, or as soon as none of the others
+//! that are online could ever take it.
 
 use crate::ending::Ended;
 use crate::event::{AttemptEnd, Blame, Effect, Outcome};
@@ -6,6 +12,7 @@ use crate::execution::{Attempt, Stage};
 use crate::ids::{AttemptId, SelectorId, StoreId, Time, WorkerId};
 use crate::queue::{Due, Rank};
 use crate::scheduler::Scheduler;
+use crate::tried::Tried;
 
 /// Dependencies that are asked for their holders; a job with more goes where most of these are.
 const LOCALITY_SAMPLE: usize = 1024;
@@ -16,11 +23,13 @@ const MAX_PREFERRED: usize = 4;
 /// Where the next execution goes.
 enum Place {
     At(u32),
-    /// It waits a moment for these workers (or only for the time).
+    /// It waits a moment for these workers.
     Aside {
         until: Time,
         workers: Vec<u32>,
     },
+    /// Of the workers that it does not avoid none could ever take it: it shall avoid none.
+    Anywhere,
     NoRoom,
 }
 
@@ -42,6 +51,7 @@ impl Scheduler {
                     self.note_overtaken(rank, slot);
                 }
                 Place::Aside { until, workers } => self.put_aside(id, until, workers),
+                Place::Anywhere => self.go_anywhere(id),
                 Place::NoRoom => {
                     self.queue.set_open(shape, false);
                     self.review(shape);
@@ -62,6 +72,7 @@ impl Scheduler {
         if let Some(shape) = worker.reserved_for {
             let free = worker.free;
             if let Some(id) = self.queue.head(shape)
+                && !worker.on_probe()
                 && self.executions[id].need.resources.fits(free)
             {
                 self.assign(id, slot);
@@ -87,17 +98,10 @@ impl Scheduler {
     fn place(&mut self, id: u32) -> Place {
         let execution = &self.executions[id];
         let (need, ready_at) = (execution.need, execution.ready_at);
-        let avoid = execution.avoid.and_then(|worker| self.fleet.slot(worker));
-        let Some(roomiest) = self.fleet.roomiest(need, avoid) else {
-            let until = ready_at.plus_ms(self.config.retry_elsewhere_ms);
-            return match avoid.filter(|slot| self.fleet.has_room(*slot, need)) {
-                Some(slot) if until <= self.now => Place::At(slot),
-                Some(_) => Place::Aside { until, workers: Vec::new() },
-                None => Place::NoRoom,
-            };
+        let Some(roomiest) = self.fleet.roomiest(need) else {
+            return if self.avoids_in_vain(id) { Place::Anywhere } else { Place::NoRoom };
         };
         let mut preferred = self.preferred(id);
-        preferred.retain(|slot| Some(*slot) != avoid);
         if let Some(slot) = preferred.iter().find(|slot| self.fleet.has_room(**slot, need)) {
             return Place::At(*slot);
         }
@@ -107,6 +111,40 @@ impl Scheduler {
             return Place::At(roomiest);
         }
         Place::Aside { until, workers: preferred }
+    }
+
+    /// Lets an execution that is not queued avoid the workers where it went wrong.
+    pub(crate) fn avoid_tried(&mut self, id: u32) {
+        let until = self.now.plus_ms(self.config.retry_elsewhere_ms);
+        let execution = &mut self.executions[id];
+        if !execution.tried.is_empty() && until > self.now {
+            execution.need.avoid = execution.tried.sorted();
+            execution.elsewhere_until = Some(until);
+            self.elsewhere.insert((until, id));
+        }
+    }
+
+    /// Lets an execution that is not queued run on any worker.
+    pub(crate) fn stop_avoiding(&mut self, id: u32) {
+        let execution = &mut self.executions[id];
+        if let Some(until) = execution.elsewhere_until.take() {
+            execution.need.avoid = Tried::default();
+            self.elsewhere.remove(&(until, id));
+        }
+    }
+
+    /// Lets a waiting execution run on any worker.
+    pub(crate) fn go_anywhere(&mut self, id: u32) {
+        let waited = self.unqueue(id);
+        self.stop_avoiding(id);
+        if waited {
+            self.enqueue(id);
+        }
+    }
+
+    fn avoids_in_vain(&self, id: u32) -> bool {
+        let need = self.executions[id].need;
+        !need.avoid.is_empty() && !self.fleet.could_elsewhere(need)
     }
 
     /// The workers that hold the outputs of most of a job's dependencies and could take it.
@@ -120,7 +158,7 @@ impl Scheduler {
         let (mut most, mut best) = (0, Vec::new());
         for equal in stores.chunk_by(|a, b| a == b) {
             let slot = self.fleet.slot_of_store(equal[0]);
-            let Some(slot) = slot.filter(|slot| self.fleet.could_take(*slot, need)) else {
+            let Some(slot) = slot.filter(|slot| self.fleet.trusts_with(*slot, need)) else {
                 continue;
             };
             if equal.len() > most {
@@ -146,6 +184,7 @@ impl Scheduler {
                 self.queue.start_aside(self.owner(leader), resources.milli_cores);
             }
         }
+        self.stop_avoiding(id);
         self.last_attempt += 1;
         let attempt = AttemptId(self.last_attempt);
         let execution = &mut self.executions[id];
@@ -215,7 +254,8 @@ impl Scheduler {
             return;
         };
         let overtaken = self.queue.overtaken_since(shape).is_some();
-        if !overtaken || self.queue.shapes[shape].reserved.is_some() {
+        let reserved = self.queue.shapes[shape].reserved.is_some();
+        if !overtaken || reserved || self.queue.avoids_variously(shape) {
             return;
         }
         let need = self.executions[head].need;
@@ -224,7 +264,10 @@ impl Scheduler {
         let candidate = |slot: &u32| {
             self.fleet.workers[*slot].reserved_for.is_none() && self.fleet.could_take(*slot, need)
         };
-        let freest = |slot: &u32| self.fleet.workers[*slot].free;
+        let freest = |slot: &u32| {
+            let worker = &self.fleet.workers[*slot];
+            (!worker.suspect, worker.free)
+        };
         let chosen = self.fleet.matching(need.selector).filter(candidate).max_by_key(freest);
         match chosen.filter(|_| self.fleet.reserved < most) {
             Some(slot) => {
@@ -239,11 +282,15 @@ impl Scheduler {
         }
     }
 
-    /// Finds out whether a closed shape has any online worker that could ever take its head.
+    /// Finds out whether a closed shape has any online worker that could ever take its head, and
+    /// opens it if its head avoids all of them.
     pub(crate) fn review(&mut self, shape: u32) {
         let Some(head) = self.queue.head(shape) else {
             return;
         };
+        if self.avoids_in_vain(head) {
+            return self.queue.set_open(shape, true);
+        }
         let hopeless = self.fleet.why_not(self.executions[head].need).is_some();
         let since = &mut self.queue.shapes[shape].hopeless_since;
         match (hopeless, *since) {
@@ -330,8 +377,7 @@ impl Scheduler {
         for attempt in gone.attempts {
             let ended = self.attempts.remove(&attempt).and_then(|attempt| attempt.execution);
             if let Some(execution) = ended {
-                let ended =
-                    Ended { execution, attempt, worker, store: gone.store, worker_lost: lost };
+                let ended = Ended { execution, attempt, store: gone.store, worker_lost: lost };
                 let end = AttemptEnd::Infra { blame: Blame::Worker, lost_inputs: false };
                 self.ended(ended, end);
             }

@@ -1,6 +1,6 @@
 //! The queue: which execution is next.
 //!
-//! Executions with equal requests (selector and resources) form a **shape**; a shape's executions
+//! Executions with equal requests (selector, resources, workers to avoid) form a **shape**; a shape's executions
 //! of one user and class form a **lane**, first come, first served. All lanes of a user in a class
 //! share an **account** with a virtual time: a start advances it by the cores reserved times the
 //! usual run time of that account, and the account that is behind comes first (start-time fair
@@ -15,6 +15,7 @@ use crate::graph::Need;
 use crate::ids::{SelectorId, Time, UserId};
 use crate::resources::Resources;
 use crate::slab::Slab;
+use crate::tried::Tried;
 
 /// What is assumed of the run time of a user of whom nothing is known.
 const FIRST_GUESS_MS: u64 = 1_000;
@@ -37,9 +38,25 @@ pub(crate) struct Owner {
     pub(crate) user: UserId,
 }
 
+/// What the executions of a shape have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ShapeKey {
+    selector: SelectorId,
+    resources: Resources,
+    sharing: Sharing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Sharing {
+    /// All requests are equal, and they avoid the same workers.
+    Exact(Tried),
+    /// Nearly equal requests, rounded up; either all of them avoid some workers or none does.
+    Rounded { avoiding: bool },
+}
+
 #[derive(Debug)]
 pub(crate) struct Shape {
-    key: (SelectorId, Resources, bool),
+    key: ShapeKey,
     ranks: BTreeSet<Rank>,
     listed: Option<Rank>,
     open: bool,
@@ -94,7 +111,7 @@ pub(crate) enum Due {
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     pub(crate) shapes: Slab<Shape>,
-    shape_ids: BTreeMap<(SelectorId, Resources, bool), u32>,
+    shape_ids: BTreeMap<ShapeKey, u32>,
     lanes: Slab<Lane>,
     lane_ids: BTreeMap<(u32, u32), u32>,
     accounts: Slab<Account>,
@@ -153,14 +170,16 @@ impl Queue {
     }
 
     fn shape(&mut self, need: Need) -> u32 {
-        let exact = (need.selector, need.resources, false);
+        let Need { selector, resources, avoid } = need;
+        let exact = ShapeKey { selector, resources, sharing: Sharing::Exact(avoid) };
         if let Some(&shape) = self.shape_ids.get(&exact) {
             return shape;
         }
         let key = if self.shapes.len() < self.max_exact_shapes {
             exact
         } else {
-            (need.selector, need.resources.rounded_up(), true)
+            let sharing = Sharing::Rounded { avoiding: !avoid.is_empty() };
+            ShapeKey { selector, resources: resources.rounded_up(), sharing }
         };
         if let Some(&shape) = self.shape_ids.get(&key) {
             return shape;
@@ -253,8 +272,7 @@ impl Queue {
     fn rerank(&mut self, id: u32) {
         let lane = &mut self.lanes[id];
         let shape = &mut self.shapes[lane.shape];
-        let (.., rounded) = shape.key;
-        if rounded && !shape.open {
+        if matches!(shape.key.sharing, Sharing::Rounded { .. }) && !shape.open {
             // Its requests differ: there may be room for what is the head now.
             shape.open = true;
             self.closed.remove(&lane.shape);
@@ -360,6 +378,11 @@ impl Queue {
     pub(crate) fn heads(&self, shape: u32) -> impl Iterator<Item = u32> {
         let lanes = self.shapes[shape].ranks.iter().map(|rank| &self.lanes[rank.lane]);
         lanes.filter_map(|lane| lane.executions.first_key_value().map(|(_, &execution)| execution))
+    }
+
+    /// Whether the executions of a shape avoid different workers: none can be kept free for all.
+    pub(crate) fn avoids_variously(&self, shape: u32) -> bool {
+        self.shapes[shape].key.sharing == Sharing::Rounded { avoiding: true }
     }
 
     /// The shape of a lane.

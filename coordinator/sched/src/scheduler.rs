@@ -31,6 +31,8 @@ pub struct Scheduler {
     pub(crate) executions: Slab<Execution>,
     pub(crate) by_key: BTreeMap<ActionKey, u32>,
     pub(crate) attempts: BTreeMap<AttemptId, Attempt>,
+    /// Executions that avoid workers, by when they stop doing so.
+    pub(crate) elsewhere: BTreeSet<(Time, u32)>,
     pub(crate) last_attempt: u64,
     pub(crate) last_seq: u64,
     /// Slots of builds that have look-ups to send, in turn. A slot may have been given to
@@ -62,6 +64,7 @@ impl Scheduler {
             executions: Slab::default(),
             by_key: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
             last_attempt: 0,
             last_seq: 0,
             round: VecDeque::new(),
@@ -141,11 +144,17 @@ impl Scheduler {
 
     /// When to call `handle` with `Event::Tick` if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let timers = [self.queue.next_timer(), self.aside.next_timer()];
+        let elsewhere = self.elsewhere.first().map(|(until, _)| *until);
+        let timers = [self.queue.next_timer(), self.aside.next_timer(), elsewhere];
         timers.into_iter().flatten().min()
     }
 
     fn run_timers(&mut self) {
+        while let Some(&(until, execution)) = self.elsewhere.first()
+            && until <= self.now
+        {
+            self.go_anywhere(execution);
+        }
         while let Some(execution) = self.aside.due(self.now) {
             self.take_from_aside(execution);
             self.enqueue(execution);

@@ -26,6 +26,8 @@ pub struct Stats {
     pub workers: usize,
     /// Workers kept free for a request that does not fit elsewhere.
     pub reserved_workers: usize,
+    /// Workers that only failed lately, and run one attempt at a time until one does not.
+    pub suspect_workers: usize,
     /// Free on all workers that take jobs.
     pub free: Resources,
 }
@@ -54,7 +56,7 @@ pub enum WaitReason {
         /// Which.
         worker: WorkerId,
     },
-    /// A moment for the worker that holds its inputs, or for another than the one that failed.
+    /// A moment for the worker that holds its inputs, or for one where it has not gone wrong.
     Placement,
     /// It runs: for its end.
     Running {
@@ -78,6 +80,7 @@ impl Scheduler {
             running: self.attempts.len(),
             workers: self.fleet.workers.len(),
             reserved_workers: self.fleet.reserved as usize,
+            suspect_workers: self.fleet.suspects as usize,
             free: self.fleet.free,
         }
     }
@@ -118,6 +121,7 @@ impl Scheduler {
         }
         match shape.reserved {
             Some(slot) => WaitReason::Reserved { worker: self.fleet.workers[slot].id },
+            None if execution.elsewhere_until.is_some() => WaitReason::Placement,
             None => WaitReason::Busy,
         }
     }
@@ -130,7 +134,7 @@ impl Scheduler {
             self.queue.shapes.iter().filter_map(|(shape, _)| self.queue.head(shape)).collect();
         let stalled = heads.into_iter().find(|id| {
             let need = self.executions[*id].need;
-            self.fleet.roomiest(need, None).is_some()
+            self.fleet.roomiest(need).is_some()
         })?;
         Some(self.job_ref(self.executions[stalled].leader))
     }

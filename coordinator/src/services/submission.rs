@@ -54,6 +54,7 @@ pub(crate) async fn prepare(
     let Received { header, function, jobs, metadata, declared } = received;
     let salt = header.salt.clone();
     let (graph, source_roots, requested) = blocking(move || validate(&salt, jobs)).await??;
+    check_timeouts(&graph, shared.limits.max_job_timeout)?;
     let graph = Arc::new(graph);
     check_roots(&source_roots, &metadata)?;
     let (pools, pool_of) = select_pools(core, &graph).await?;
@@ -178,6 +179,19 @@ fn check_roots(roots: &[Option<Digest>], metadata: &BuildMetadata) -> Result<(),
             let text = format!("source tree {root} was named and not sent");
             Err(Status::invalid_argument(text))
         }
+        None => Ok(()),
+    }
+}
+
+fn check_timeouts(graph: &Graph, most: std::time::Duration) -> Result<(), Status> {
+    let too_long =
+        |job: &&distbuild_proto::graph::Job| job.timeout().is_some_and(|limit| limit > most);
+    match graph.jobs().iter().find(too_long) {
+        Some(job) => Err(Status::invalid_argument(format!(
+            "job {:?}: timeout_ms is over {} ms, the most that this coordinator allows",
+            job.name(),
+            most.as_millis()
+        ))),
         None => Ok(()),
     }
 }

@@ -154,6 +154,17 @@ async fn an_invalid_graph_is_an_error_of_the_call() {
 }
 
 #[tokio::test]
+async fn a_time_limit_beyond_what_the_coordinator_allows_is_refused() {
+    let farm = Farm::start().await;
+    let _worker = FakeWorker::join(&farm, "w").await;
+    let mut long = job("long", &[]);
+    long.job.as_mut().unwrap().timeout_ms = 2 * 24 * 3600 * 1000;
+    let error = FakeBuild::submit(&farm, header(), vec![], vec![long]).await.err().unwrap();
+    assert_eq!(error.code(), tonic::Code::InvalidArgument);
+    assert!(error.message().starts_with("job \"long\": timeout_ms is over 86400000 ms"), "{error}");
+}
+
+#[tokio::test]
 async fn a_platform_that_no_known_pool_offers_is_refused_with_near_matches() {
     let farm = Farm::start().await;
     let _worker = FakeWorker::join(&farm, "w").await;

@@ -6,5 +6,6 @@ mod lifecycle;
 mod placement;
 mod random;
 mod remake;
+mod retries;
 mod rig;
 mod simulation;

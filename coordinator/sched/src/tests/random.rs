@@ -125,7 +125,7 @@ proptest! {
     fn any_events_keep_the_invariants_and_then_everything_ends(
         events in prop::collection::vec((events(), 0u64..400), 1..150),
     ) {
-        let config = Config { max_lookups: 4, max_exact_shapes: 3, reserve_after_ms: 500, ageing_ms: 900, ..Config::default() };
+        let config = Config { max_lookups: 4, max_exact_shapes: 3, reserve_after_ms: 500, ageing_ms: 900, retry_elsewhere_ms: 700, suspect_after: 2, ..Config::default() };
         let mut scheduler = Scheduler::new(config);
         let mut driver = Driver::default();
         let mut now = Time(0);

@@ -68,6 +68,7 @@ fn tight_limits_change_outcomes_but_not_the_rules() {
         locality_wait_ms: 5,
         locality_line: 1,
         retry_elsewhere_ms: 10,
+        suspect_after: 1,
         queue_timeout_ms: 500,
         reserve_after_ms: 20,
         reserve_one_in: 2,
