@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use distbuild_worker::sandbox::SpawnerConfig;
-use distbuild_worker::sandbox::fingerprint::{How, fingerprint, recheck};
+use distbuild_worker::sandbox::fingerprint::{How, Toolchain};
 
 fn main() {
     let config = SpawnerConfig::new(Vec::new(), None);
@@ -24,10 +24,12 @@ fn main() {
 
     for _ in 0..3 {
         let start = Instant::now();
-        let walked = recheck(&config, &memo).expect("a walk");
+        let walked = Toolchain::walk(&config, &memo).expect("a walk");
+        let walked = walked.fingerprint();
         println!("whole walk  {} {:>8} µs", walked.hex, start.elapsed().as_micros());
         let start = Instant::now();
-        let again = fingerprint(&config, &memo).expect("a fingerprint");
+        let again = Toolchain::open(&config, &memo).expect("a fingerprint");
+        let again = again.fingerprint();
         assert_eq!(again.how, How::Memo, "something visible changed a moment ago");
         println!("from memo   {} {:>8} µs", again.hex, start.elapsed().as_micros());
     }

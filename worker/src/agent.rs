@@ -114,7 +114,9 @@ impl Agent {
         let cancel = CancellationToken::new();
         let refused = {
             let mut running = self.running.lock();
-            if self.is_draining() {
+            if self.fs.is_lost() || self.spawner.is_lost() {
+                Some("a helper process of the worker is gone")
+            } else if self.is_draining() {
                 Some("the worker is draining")
             } else if running.len() >= self.limits.max_attempts {
                 Some("the worker runs as many attempts as it may")

@@ -162,7 +162,12 @@ impl Attempt {
         let (_, fetch_wait) = inputs.clock.read(Instant::now());
         let whole = arrived.elapsed();
         let (stdout, stderr) = streams.finish().await?;
-        let run = Duration::from_micros(ended.times.run_us).min(whole);
+        // An init that was killed has told nothing; then the clock here is good enough.
+        let run = match stop {
+            Some(_) => started.elapsed(),
+            None => Duration::from_micros(ended.times.run_us),
+        };
+        let run = run.min(whole);
         let times = Times { setup: whole - run, run, fetch_wait };
         Ok(Finished { end: ended.end, stop, out, stdout, stderr, times })
     }

@@ -130,6 +130,9 @@ pub struct Limits {
     pub helper_end: Duration,
     /// How long after its start a worker begins to index its store. Default 3 s.
     pub scan_after: Duration,
+    /// How long after a look at the host's toolchain a running worker looks again; a look takes milliseconds
+    /// if nothing has changed. Default 10 s.
+    pub toolchain_check: Duration,
     /// How long a draining worker stays for the outputs that only it holds. Default 10 min.
     pub drain: Duration,
     /// How long the coordinator may take to welcome. Default 10 s.
@@ -161,6 +164,7 @@ impl Default for Limits {
             helper_start: Duration::from_secs(30),
             helper_end: Duration::from_secs(10),
             scan_after: Duration::from_secs(3),
+            toolchain_check: Duration::from_secs(10),
             drain: Duration::from_secs(600),
             welcome: Duration::from_secs(10),
             max_backoff: Duration::from_secs(3),

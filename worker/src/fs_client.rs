@@ -172,6 +172,11 @@ impl FsClient {
         self.lost.cancelled().await;
     }
 
+    /// Whether the process is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
+
     async fn send(&self, message: ToFs) -> Result<(), FsError> {
         tokio::select! {
             sent = self.outgoing.send(message) => sent.map_err(|_| FsError::Lost),

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Each of the two serves the agent over a socket that it inherited and ends at that socket's end, so
-//! nothing outlives an agent, however that died. The server waits for the spawner before it exits: when the
-//! helper is gone, so are all jobs. What the helper inherits beside the sockets is the lock of the agent's
+//! nothing outlives an agent, however that died. The server waits for the spawner before it exits, and a server
+//! that is killed takes the spawner with it: when the helper is gone, so are all jobs. What the helper inherits beside the sockets is the lock of the agent's
 //! run directory, which says to others that somebody still lives there.
 //!
 //! The configuration comes through standard input, since `argv` is limited and public. Why it could not
@@ -24,8 +24,10 @@ use std::process::ExitCode;
 use distbuild_fs::mount::mount_in_namespace;
 use distbuild_fs::{FsConfig, MountError, MountedFuse, Owner, ServerError};
 use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{ForkResult, Pid, fork, getppid};
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{self, SandboxError, SpawnerConfig};
@@ -69,6 +71,8 @@ enum HelperError {
     Spawner(#[from] SandboxError),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error("failed to tie the spawner to the file system: {0}")]
+    Tie(#[source] Errno),
     #[error("failed to wait for the spawner: {0}")]
     Wait(#[source] Errno),
 }
@@ -93,9 +97,11 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), HelperError>
     io::stdin().take(MAX_CONFIG_BYTES).read_to_end(&mut bytes).map_err(HelperError::Config)?;
     let config: HelperConfig = postcard::from_bytes(&bytes)?;
     let (mount, _privilege) = mount_in_namespace(&config.mount)?;
+    let server = Pid::this();
     match fork_spawner().map_err(HelperError::Fork)? {
         ForkResult::Child => {
             drop(fs_socket);
+            die_with(server).map_err(HelperError::Tie)?;
             spawn_jobs(spawner_socket, mount, &config.spawner)
         }
         ForkResult::Parent { child } => {
@@ -103,6 +109,14 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), HelperError>
             serve_files(fs_socket, mount, config, child)
         }
     }
+}
+
+/// Without the file system there is nothing to run; and whoever waits for the end of the helper's output must
+/// not wait for a process that was left alone.
+fn die_with(server: Pid) -> Result<(), Errno> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // It may have died before that was set.
+    if getppid() == server { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
 fn spawn_jobs(

@@ -91,6 +91,8 @@ pub(crate) fn start(
         .args([FS_SOCKET, &inherited[0].to_string()])
         .args([SPAWNER_SOCKET, &inherited[1].to_string()])
         .current_dir("/")
+        // What a terminal sends to our process group is for us to act on.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     let mut child = inheriting(&mut command, inherited).spawn().map_err(failed)?;

@@ -13,6 +13,7 @@
 //! | `inputs`, `wants`, `fetch`, `reading`, `channels` | how contents get here when a command reads them |
 //! | `peers`, `lend`, `serving` | how they leave for other workers and clients |
 //! | `trees` | what is kept for whom |
+//! | `toolchain` | what the worker calls what jobs see of the host, and whether that has changed |
 //! | [`helper`], `helper_process`, `fs_client`, `run_dir` | the helper process and the directories of a run |
 //! | [`sandbox`] | where commands run |
 //!
@@ -40,6 +41,7 @@ mod run_dir;
 pub mod sandbox;
 mod serving;
 mod session;
+mod toolchain;
 mod trees;
 mod wants;
 pub mod worker;

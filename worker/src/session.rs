@@ -4,7 +4,8 @@
 //! three times a lease, and hands what it hears to the [`Agent`]. When the connection breaks it dials again,
 //! with pauses that grow and vary, and asks to resume. If the coordinator does not know the session any
 //! more, or a lease has passed meanwhile, everything of that session is abandoned: its attempts have been
-//! given to others.
+//! given to others. The worker itself ends a session when its toolchain has changed: it joins anew under the
+//! new name, and nothing that was made under the old one is reported any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::agent::Agent;
 use crate::channels::Coordinator;
 use crate::config::Limits;
 use crate::outbox::Queued;
+use crate::toolchain::TOOLCHAIN;
 
 /// Version of the protocol that this worker speaks.
 pub(crate) const PROTOCOL: u32 = 1;
@@ -47,6 +49,8 @@ pub(crate) struct SessionLoop {
     pub(crate) agent: Arc<Agent>,
     /// Without anything to resume.
     pub(crate) hello: wire::WorkerHello,
+    /// The present name of the toolchain.
+    pub(crate) toolchain: watch::Receiver<String>,
     pub(crate) queued: mpsc::Receiver<Queued>,
     pub(crate) identity: watch::Sender<Option<Identity>>,
     pub(crate) limits: Limits,
@@ -78,6 +82,9 @@ impl SessionLoop {
         let mut backoff = Backoff::new(self.limits.max_backoff);
         let mut alive_until: Option<Instant> = None;
         loop {
+            if self.rename() {
+                alive_until = None;
+            }
             let dialled = match alive_until {
                 Some(deadline) => tokio::time::timeout_at(deadline, self.dial()).await,
                 None => Ok(self.dial().await),
@@ -87,7 +94,7 @@ impl SessionLoop {
                     backoff = Backoff::new(self.limits.max_backoff);
                     let (heard, error) = self.serve(&mut link).await;
                     alive_until = Some(heard + link.lease);
-                    tracing::warn!(%error, "the connection to the coordinator broke");
+                    tracing::warn!(%error, "the connection to the coordinator ended");
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the coordinator does not welcome this worker")
@@ -100,6 +107,31 @@ impl SessionLoop {
                 alive_until = None;
             }
             tokio::time::sleep(backoff.pause()).await;
+        }
+    }
+
+    /// Takes over the toolchain's present name. If that is another, the session has ended: jobs were to
+    /// run with the toolchain that the coordinator knows of.
+    fn rename(&mut self) -> bool {
+        let now = self.toolchain.borrow().clone();
+        let known = self.hello.properties.insert(TOOLCHAIN.to_owned(), now.clone());
+        if known.as_ref() == Some(&now) {
+            return false;
+        }
+        tracing::warn!(toolchain = now, "the toolchain has changed: joining anew");
+        self.abandon();
+        true
+    }
+
+    /// Returns when the toolchain's name is not the one that the coordinator was told.
+    fn renamed(&self) -> impl Future<Output = ()> + use<> {
+        let mut name = self.toolchain.clone();
+        let known = self.hello.properties.get(TOOLCHAIN).cloned();
+        async move {
+            if name.wait_for(|name| Some(name) != known.as_ref()).await.is_err() {
+                // Nobody looks at it: it keeps its name.
+                std::future::pending().await
+            }
         }
     }
 
@@ -138,45 +170,57 @@ impl SessionLoop {
         Ok(Link { sender, incoming, lease })
     }
 
-    /// Serves a connection until it breaks; says when the coordinator was last heard and what broke.
+    /// Serves a connection until it breaks or the toolchain changes; says when the coordinator was last
+    /// heard and what broke.
     async fn serve(&mut self, link: &mut Link) -> (Instant, Status) {
-        let outbox = self.agent.outbox().clone();
         let mut heard = Instant::now();
+        let renamed = self.renamed();
+        let error = tokio::select! {
+            // First: from then on no result leaves.
+            biased;
+            () = renamed => Status::aborted("the toolchain has changed"),
+            error = self.exchange(link, &mut heard) => error,
+        };
+        self.agent.outbox().set_connected(false);
+        (heard, error)
+    }
+
+    /// Sends and hears until the connection breaks; notes when the coordinator was heard. May be dropped.
+    async fn exchange(&mut self, link: &mut Link, heard: &mut Instant) -> Status {
+        let outbox = self.agent.outbox().clone();
         if let Err(error) = self.say_again(link).await {
-            return (heard, error);
+            return error;
         }
         outbox.set_connected(true);
         let beat = (link.lease / HEARTBEATS_PER_LEASE).max(SHORTEST_HEARTBEAT);
         let mut beats = interval(beat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let error = loop {
+        loop {
             tokio::select! {
                 sent = pass_on(&mut self.queued, &link.sender, &outbox) => {
                     if let Err(error) = sent {
-                        break error;
+                        return error;
                     }
                 }
                 message = link.incoming.message() => match message {
                     Ok(Some(message)) => {
-                        heard = Instant::now();
+                        *heard = Instant::now();
                         if let Some(body) = message.body {
                             self.agent.clone().handle(body);
                         }
                     }
-                    Ok(None) => break Status::unavailable("the coordinator ended the stream"),
-                    Err(error) => break error,
+                    Ok(None) => return Status::unavailable("the coordinator ended the stream"),
+                    Err(error) => return error,
                 },
                 _ = beats.tick() => {
                     if heard.elapsed() > link.lease {
-                        break Status::deadline_exceeded("the coordinator was silent for a lease");
+                        return Status::deadline_exceeded("the coordinator was silent for a lease");
                     }
                     // A full channel is a sign of life by itself.
                     let _ = link.sender.try_send(message(Body::Heartbeat(wire::Heartbeat {})));
                 }
             }
-        };
-        outbox.set_connected(false);
-        (heard, error)
+        }
     }
 
     /// What may have been lost with the connection before.

@@ -1,6 +1,5 @@
 //! Starting and ending a worker.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use distbuild_cas::{DiskStore, Filler};
@@ -22,14 +21,19 @@ use crate::inputs::InputsByView;
 use crate::lend::lend;
 use crate::outbox::Outbox;
 use crate::run_dir::{ExclusiveLock, RunDir};
-use crate::sandbox::{Spawner, SpawnerConfig, fingerprint};
+use crate::sandbox::Spawner;
+use crate::sandbox::fingerprint::Toolchain;
 use crate::session::{Identity, PROTOCOL, SessionLoop};
+use crate::toolchain::{self, TOOLCHAIN};
 use crate::wants::Wants;
 
 /// How often evicted blobs are reported.
 const EVICTION_REPORTS: Duration = Duration::from_secs(1);
 /// Blobs in one report.
 const EVICTED_PER_MESSAGE: usize = 4096;
+
+/// How long a helper's last words are waited for, once it is known to be gone.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Starts workers.
 #[derive(Debug)]
@@ -102,7 +106,9 @@ impl Worker {
             deadline: config.limits.blob_deadline,
         };
         let store = host.equipment.store.clone();
-        let hello = hello(&config, &store, host.toolchain, peer_address.as_ref(), &host.notes);
+        let name = host.toolchain_name.clone();
+        let hello = hello(&config, &store, name, peer_address.as_ref(), &host.notes);
+        let (toolchain_name, toolchain) = watch::channel(host.toolchain_name);
         let agent = Agent::new(config.name.clone(), config.limits.clone(), host.equipment, outbox);
         let agent = Arc::new(agent);
         let tasks = TaskTracker::new();
@@ -119,12 +125,18 @@ impl Worker {
             coordinator,
             agent: agent.clone(),
             hello,
+            toolchain,
             queued,
             identity,
             limits: config.limits.clone(),
             stop: stop.session.clone(),
         };
         tasks.spawn(session_loop.run());
+        if let Some(found) = host.toolchain {
+            let watching = toolchain::watch(found, config.limits.toolchain_check, toolchain_name);
+            let sessions = until(&stop.session);
+            tasks.spawn(async move { sessions.run_until_cancelled(watching).await });
+        }
         let indexing = index_later(agent.store.clone(), config.limits.scan_after);
         let sessions = until(&stop.session);
         tasks.spawn(async move { sessions.run_until_cancelled(indexing).await });
@@ -157,11 +169,18 @@ impl RunningWorker {
         }
     }
 
-    /// Returns when a helper process has ended without being told to, with its last words: the worker can run
-    /// nothing any more and should be shut down.
+    /// Returns when one of the two helper processes has ended without being told to, with its last words: the
+    /// worker can run nothing any more, refuses what it is assigned, and should be shut down.
     pub async fn failed(&self) -> String {
-        self.agent.fs.lost().await;
-        self.helper.ended().await
+        let gone = tokio::select! {
+            () = self.agent.fs.lost() => "the file system's process is gone",
+            () = self.agent.spawner.lost() => "the spawner is gone",
+        };
+        // Whoever was killed says nothing, and while the other one lives, the words have no end.
+        match tokio::time::timeout(LAST_WORDS, self.helper.ended()).await {
+            Ok(words) if !words.is_empty() => words,
+            _ => gone.to_owned(),
+        }
     }
 
     /// Asks for no new work; returns when what runs has ended and the coordinator has every result. Without a
@@ -209,7 +228,9 @@ struct Host {
     equipment: Equipment,
     helper: HelperProcess,
     wanted: tokio::sync::mpsc::Receiver<crate::fs_client::Wanted>,
-    toolchain: String,
+    toolchain_name: String,
+    /// `None`: its name was given.
+    toolchain: Option<Toolchain>,
     notes: Vec<String>,
 }
 
@@ -218,16 +239,16 @@ impl Host {
         let run = Arc::new(RunDir::make(&config.state)?);
         let store = DiskStore::open(config.store.clone())?;
         let spawner_config = helper_process::spawner_config(config, &run);
-        let (started, toolchain) = {
+        let (started, toolchain_name, toolchain) = {
             let (config, run) = (config.clone(), run.clone());
-            let given = config.properties.get("toolchain").cloned();
+            let given = config.properties.get(TOOLCHAIN).cloned();
             blocking(move || {
                 let started = helper_process::start(&config, spawner_config.clone(), run)?;
-                let toolchain = match given {
-                    Some(given) => given,
-                    None => toolchain(spawner_config, &config.state)?,
-                };
-                Ok((started, toolchain))
+                if let Some(given) = given {
+                    return Ok((started, given, None));
+                }
+                let found = toolchain::find(spawner_config, &config.state)?;
+                Ok((started, found.fingerprint().hex.clone(), Some(found)))
             })
             .await?
         };
@@ -240,7 +261,7 @@ impl Host {
         let spawner = blocking(move || Ok(Spawner::connect(spawner, patience)?)).await?;
         let equipment = Equipment { store, fs, spawner, run, inputs: InputsByView::default() };
         let notes = helper_process::notes();
-        Ok(Self { equipment, helper: process, wanted, toolchain, notes })
+        Ok(Self { equipment, helper: process, wanted, toolchain_name, toolchain, notes })
     }
 
     /// Why the helper does not serve.
@@ -253,14 +274,6 @@ impl Host {
         process.end(config.limits.helper_end).await;
         WorkerError::HelperEnded(process.ended().await)
     }
-}
-
-fn toolchain(mut spawner: SpawnerConfig, state: &Path) -> Result<String, WorkerError> {
-    // They differ from run to run, and lie in the state directory, which is hidden anyway.
-    spawner.sources.clear();
-    fingerprint::fingerprint(&spawner, &state.join("toolchain"))
-        .map(|fingerprint| fingerprint.hex)
-        .map_err(|error| WorkerError::Fingerprint(error.into()))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -277,7 +290,7 @@ fn hello(
     notes: &[String],
 ) -> wire::WorkerHello {
     let mut properties = config.properties.clone();
-    let own = [("os", "linux".to_owned()), ("arch", arch().to_owned()), ("toolchain", toolchain)];
+    let own = [("os", "linux".to_owned()), ("arch", arch().to_owned()), (TOOLCHAIN, toolchain)];
     for (key, value) in own {
         properties.entry(key.to_owned()).or_insert(value);
     }

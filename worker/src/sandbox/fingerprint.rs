@@ -12,42 +12,51 @@
 //! The walk looks at every file; on a machine with 130 000 files and 15 000 directories it takes
 //! some hundred milliseconds with a warm cache and far more with a cold one, and even a `stat` of
 //! each directory takes 34 ms. A process that starts has no such time. So the last fingerprint is
-//! kept in a small file, with the device, inode, mtime and ctime in nanoseconds of
+//! kept in a small file, with the device, inode, size, mtime and ctime in nanoseconds of
 //!
 //! - every directory at most 3 levels below a visible one,
-//! - every directory that holds an executable file, at any depth (`cc1` lives deep), and
+//! - every directory that holds an executable file or a shared library, at any depth (`cc1` lives
+//!   deep),
+//! - each of those files, and
 //! - the databases of the usual package managers,
 //!
-//! about 1 700 `stat`s on that machine. It holds while all are unchanged. Package managers, `make
-//! install` and compilers' installers create or rename files in at least one of those places. What
-//! it misses: a file rewritten in place, or its mode or time changed, where no entry of a watched
-//! directory is created, removed or renamed; and any change below that is confined to deep
-//! directories without executables (a header edited by hand). [`recheck`] does the whole walk, and
-//! is for the background of a running worker: it finds those too.
+//! about 5 500 `stat`s on that machine. It holds while all are unchanged. Package managers, `make
+//! install` and compilers' installers create or rename files in at least one of those places, and a
+//! compiler that is overwritten where it lies is seen by itself. What it misses: other files
+//! (headers, `.a` and `.o` files, scripts without the executable bit) that are rewritten in place,
+//! or whose mode or time is changed, where no entry of a watched directory is created, removed or
+//! renamed; and any change that is confined to deep directories without executables and libraries
+//! (a header edited by hand). Only a whole walk finds those.
+//!
+//! # While a worker runs
+//!
+//! [`Toolchain::recheck`] looks at the memo, and walks when it does not hold. What the spawner copied
+//! at its start, jobs go on seeing as it was then, and so does the check: files that are shown on
+//! their own keep the contents they had, while directories follow the host.
 
+mod memo;
+
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use distbuild_proto::digest::{DigestFunction, Hasher, to_hex};
 use parking_lot::{Condvar, Mutex};
-use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use self::memo::{Memo, Stamp, Watched, is_tool};
 use super::config::SpawnerConfig;
 
 /// How deep below a visible directory every directory is watched by the memo.
 const WATCHED_DEPTH: usize = 3;
-/// What changed less than this before the walk may change again within one tick of the clock that
-/// stamps files: it is not remembered.
-const SETTLED: Duration = Duration::from_secs(2);
 /// Digits of a fingerprint.
 const HEX_DIGITS: usize = 32;
 /// Changes when the meaning of a fingerprint or a memo does.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Threads beyond this add nothing: the kernel's directory cache is the limit.
 const MAX_THREADS: usize = 8;
 
@@ -78,28 +87,75 @@ pub enum How {
     Computed,
 }
 
-/// The fingerprint of what jobs see under `config`, from the memo at `memo_path` if that still
-/// holds.
-///
-/// # Errors A visible directory that cannot be read for another reason than missing permission.
-/// Trouble with the memo is none: it is logged, and the walk is done.
-pub fn fingerprint(config: &SpawnerConfig, memo_path: &Path) -> io::Result<Fingerprint> {
-    let scope = Scope::new(config)?;
-    match Memo::load(memo_path) {
-        Some(memo) if memo.holds(&scope) => Ok(Fingerprint { hex: memo.hex, how: How::Memo }),
-        _ => compute(&scope, memo_path),
+/// What jobs of one worker see of its host, by name.
+#[derive(Debug)]
+pub struct Toolchain {
+    scope: Scope,
+    /// None while something is changing.
+    memo: Option<Memo>,
+    fingerprint: Fingerprint,
+}
+
+impl Toolchain {
+    /// What jobs see under `config`; its fingerprint is from the memo at `memo_path` if that still
+    /// holds.
+    ///
+    /// # Errors
+    /// A visible directory that cannot be read for another reason than missing permission. Trouble
+    /// with the memo is none: it is logged, and the walk is done.
+    pub fn open(config: &SpawnerConfig, memo_path: &Path) -> io::Result<Self> {
+        let scope = Scope::new(config)?;
+        match Memo::load(memo_path) {
+            Some(memo) if memo.holds(&scope.memo_key) => {
+                let fingerprint = Fingerprint { hex: memo.hex.clone(), how: How::Memo };
+                Ok(Self { scope, memo: Some(memo), fingerprint })
+            }
+            _ => Self::compute(scope, memo_path),
+        }
+    }
+
+    /// As [`open`](Self::open), but from a whole walk, whatever the memo says; the memo is renewed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn walk(config: &SpawnerConfig, memo_path: &Path) -> io::Result<Self> {
+        Self::compute(Scope::new(config)?, memo_path)
+    }
+
+    fn compute(scope: Scope, memo_path: &Path) -> io::Result<Self> {
+        let (hex, memo) = compute(&scope)?;
+        if let Some(memo) = &memo
+            && let Err(error) = memo.save(memo_path)
+        {
+            warn!(path = %memo_path.display(), error = %error, "failed to keep the fingerprint");
+        }
+        Ok(Self { scope, memo, fingerprint: Fingerprint { hex, how: How::Computed } })
+    }
+
+    /// The fingerprint as it was found last.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// Looks again, and says whether the fingerprint is another now. Takes milliseconds if nothing
+    /// has changed, and a whole walk otherwise. The memo that is kept for later starts stays as it is.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); then the fingerprint stays as it was.
+    pub fn recheck(&mut self) -> io::Result<bool> {
+        if self.memo.as_ref().is_some_and(|memo| memo.holds(&self.scope.memo_key)) {
+            return Ok(false);
+        }
+        let (hex, memo) = compute(&self.scope)?;
+        self.memo = memo;
+        let changed = hex != self.fingerprint.hex;
+        self.fingerprint = Fingerprint { hex, how: How::Computed };
+        Ok(changed)
     }
 }
 
-/// The fingerprint from a whole walk, whatever the memo says; the memo is renewed.
-///
-/// # Errors
-/// As [`fingerprint`].
-pub fn recheck(config: &SpawnerConfig, memo_path: &Path) -> io::Result<Fingerprint> {
-    compute(&Scope::new(config)?, memo_path)
-}
-
-fn compute(scope: &Scope, memo_path: &Path) -> io::Result<Fingerprint> {
+/// The fingerprint from a whole walk, and what remembers it unless something is just changing.
+fn compute(scope: &Scope) -> io::Result<(String, Option<Memo>)> {
     let started = SystemTime::now();
     let mut directories = walk(&scope.roots, &scope.hidden)?;
     directories.sort_unstable_by(|a, b| a.path.cmp(&b.path));
@@ -111,17 +167,19 @@ fn compute(scope: &Scope, memo_path: &Path) -> io::Result<Fingerprint> {
     }
     let mut hex = to_hex(hasher.finish().hash());
     hex.truncate(HEX_DIGITS);
+    let memo = Memo { key: scope.memo_key, hex: hex.clone(), watched: watched(directories) };
+    Ok((hex, memo.is_settled(started).then_some(memo)))
+}
 
-    let watched = directories.into_iter().filter(|directory| directory.watched);
-    let mut watched: Vec<_> = watched.map(|found| (found.path, Some(found.stamp))).collect();
-    watched.extend(PACKAGE_DATABASES.map(|path| (path.into(), Stamp::of(Path::new(path)))));
-    let memo = Memo { key: scope.memo_key, hex: hex.clone(), watched };
-    if memo.is_settled(started)
-        && let Err(error) = memo.save(memo_path)
-    {
-        warn!(path = %memo_path.display(), error = %error, "failed to keep the fingerprint");
-    }
-    Ok(Fingerprint { hex, how: How::Computed })
+/// What a memo watches of the directories that a walk found, and what it watches in any case.
+fn watched(directories: Vec<Found>) -> Vec<Watched> {
+    let directories = directories.into_iter().filter(|directory| directory.watched);
+    let directories = directories.map(|Found { path, stamp, tools, .. }| Watched {
+        path,
+        stamp: Some(stamp),
+        tools,
+    });
+    directories.chain(PACKAGE_DATABASES.map(|path| Watched::place(Path::new(path)))).collect()
 }
 
 /// Adds bytes so that two fields are never taken for one.
@@ -131,6 +189,7 @@ fn field(hasher: &mut Hasher, bytes: &[u8]) {
 }
 
 /// What is looked at.
+#[derive(Debug)]
 struct Scope {
     roots: Vec<PathBuf>,
     hidden: Vec<PathBuf>,
@@ -183,6 +242,8 @@ struct Found {
     /// Hash of all that counts of its entries.
     contents: [u8; 32],
     stamp: Stamp,
+    /// Executables and shared libraries.
+    tools: Vec<(OsString, Stamp)>,
     /// Whether the memo watches it.
     watched: bool,
 }
@@ -264,7 +325,7 @@ fn read_directory(
         (Err(error), _) | (_, Err(error)) => return Err(error),
     };
     let mut records = Vec::new();
-    let mut executable = false;
+    let mut tools = Vec::new();
     for entry in entries.into_iter().flatten() {
         let entry = entry?;
         let name = entry.file_name();
@@ -278,7 +339,9 @@ fn read_directory(
                 below.push((path, depth + 1));
             }
         } else if let Some(record) = record(&entry, &metadata)? {
-            executable |= metadata.is_file() && metadata.mode() & 0o111 != 0;
+            if is_tool(&name, &metadata) {
+                tools.push((name.clone(), Stamp::from(&metadata)));
+            }
             records.push((name, record));
         }
     }
@@ -288,9 +351,9 @@ fn read_directory(
         field(&mut hasher, name.as_bytes());
         field(&mut hasher, record);
     }
-    let watched = executable || depth <= WATCHED_DEPTH;
+    let watched = !tools.is_empty() || depth <= WATCHED_DEPTH;
     let (contents, stamp) = (hash_of(&hasher), Stamp::from(&metadata));
-    Ok(Some(Found { path, contents, stamp, watched }))
+    Ok(Some(Found { path, contents, stamp, tools, watched }))
 }
 
 /// What counts of a file or symlink; nothing of what is neither, which no toolchain has.
@@ -302,70 +365,6 @@ fn record(entry: &fs::DirEntry, metadata: &Metadata) -> io::Result<Option<Vec<u8
     let kind = if metadata.mode() & 0o111 != 0 { b"x" } else { b"f" };
     let (size, time) = (metadata.size().to_le_bytes(), metadata.mtime().to_le_bytes());
     Ok(metadata.is_file().then(|| [kind.as_slice(), &size, &time].concat()))
-}
-
-/// What tells that an entry of a directory was created, removed or renamed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    mtime_ns: i128,
-    ctime_ns: i128,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        path.symlink_metadata().ok().as_ref().map(Self::from)
-    }
-}
-
-impl From<&Metadata> for Stamp {
-    fn from(metadata: &Metadata) -> Self {
-        let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
-            ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
-/// A fingerprint and what it was seen with.
-#[derive(Debug, Serialize, Deserialize)]
-struct Memo {
-    key: [u8; 32],
-    hex: String,
-    /// Absent places are watched as well: they may appear.
-    watched: Vec<(PathBuf, Option<Stamp>)>,
-}
-
-impl Memo {
-    /// `None` if there is no memo, or none that this version understands.
-    fn load(path: &Path) -> Option<Self> {
-        postcard::from_bytes(&fs::read(path).ok()?).ok()
-    }
-
-    fn holds(&self, scope: &Scope) -> bool {
-        self.key == scope.memo_key
-            && self.watched.iter().all(|(path, stamp)| Stamp::of(path) == *stamp)
-    }
-
-    /// Whether everything watched had been left alone for a while when the walk began.
-    fn is_settled(&self, walk_started: SystemTime) -> bool {
-        let started = walk_started.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let limit = started.saturating_sub(SETTLED).as_nanos() as i128;
-        let stamps = self.watched.iter().filter_map(|(_, stamp)| stamp.as_ref());
-        stamps.into_iter().all(|stamp| stamp.mtime_ns < limit && stamp.ctime_ns < limit)
-    }
-
-    /// Replaces the memo at `path` whole.
-    fn save(&self, path: &Path) -> io::Result<()> {
-        let bytes = postcard::to_stdvec(self).map_err(io::Error::other)?;
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        fs::write(&temporary, bytes)?;
-        fs::rename(&temporary, path)
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::fs::{File, FileTimes, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::{Duration, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
@@ -52,9 +53,10 @@ impl Host {
     }
 
     fn computed(&self) -> String {
-        let fingerprint = recheck(&self.config, &self.memo()).unwrap();
-        assert_eq!((fingerprint.how, fingerprint.hex.len()), (How::Computed, 32));
-        fingerprint.hex
+        let toolchain = Toolchain::walk(&self.config, &self.memo()).unwrap();
+        let Fingerprint { how, hex } = toolchain.fingerprint().clone();
+        assert_eq!((how, hex.len()), (How::Computed, 32));
+        hex
     }
 
     /// Keeps a memo as a walk would have that came long after the last change.
@@ -62,14 +64,17 @@ impl Host {
         let scope = Scope::new(&self.config).unwrap();
         let hex = self.computed();
         let found = walk(&scope.roots, &[]).unwrap();
-        let watched = found.into_iter().filter(|found| found.watched);
-        let watched = watched.map(|found| (found.path, Some(found.stamp))).collect();
-        Memo { key: scope.memo_key, hex: hex.clone(), watched }.save(&self.memo()).unwrap();
+        let memo = Memo { key: scope.memo_key, hex: hex.clone(), watched: watched(found) };
+        memo.save(&self.memo()).unwrap();
         hex
     }
 
+    fn open(&self) -> Toolchain {
+        Toolchain::open(&self.config, &self.memo()).unwrap()
+    }
+
     fn how(&self) -> How {
-        fingerprint(&self.config, &self.memo()).unwrap().how
+        self.open().fingerprint().how
     }
 }
 
@@ -136,13 +141,13 @@ fn a_memo_is_not_kept_while_things_are_changing() {
 fn a_memo_holds_until_a_watched_directory_changes() {
     let host = Host::new();
     let before = host.remember();
-    let remembered = fingerprint(&host.config, &host.memo()).unwrap();
-    assert_eq!(remembered, Fingerprint { hex: before.clone(), how: How::Memo });
+    let remembered = host.open();
+    assert_eq!(*remembered.fingerprint(), Fingerprint { hex: before.clone(), how: How::Memo });
 
     // An installer replaces a compiler that lies deep: it is watched because it is executable.
     host.install("lib/gcc/target/12/cc1.new", "another compiler", 0o755);
     fs::rename(host.path("lib/gcc/target/12/cc1.new"), host.path("lib/gcc/target/12/cc1")).unwrap();
-    let now = fingerprint(&host.config, &host.memo()).unwrap();
+    let now = host.open().fingerprint().clone();
     assert_eq!(now.how, How::Computed);
     assert_ne!(now.hex, before);
 
@@ -151,8 +156,41 @@ fn a_memo_holds_until_a_watched_directory_changes() {
     assert_eq!(host.how(), How::Computed);
 }
 
+/// The directory does not change when one of its files is written to.
 #[test]
-fn a_recheck_finds_what_the_memo_misses() {
+fn an_executable_or_library_that_is_rewritten_in_place_is_noticed() {
+    let host = Host::new();
+    host.install("a/b/c/libc.so.6", "library", 0o644);
+    for name in ["lib/gcc/target/12/cc1", "a/b/c/libc.so.6"] {
+        let before = host.remember();
+        assert_eq!(host.how(), How::Memo);
+        let directory = host.path(name).parent().unwrap().metadata().unwrap();
+        fs::write(host.path(name), "another text").unwrap();
+        let after = host.path(name).parent().unwrap().metadata().unwrap();
+        assert_eq!(Stamp::from(&directory), Stamp::from(&after));
+        let now = host.open().fingerprint().clone();
+        assert_eq!(now.how, How::Computed, "{name}");
+        assert_ne!(now.hex, before);
+    }
+}
+
+#[test]
+fn a_running_worker_notices_a_change_once() {
+    let host = Host::new();
+    let before = host.remember();
+    let mut toolchain = host.open();
+    assert!(!toolchain.recheck().unwrap());
+    host.install("lib/gcc/target/12/cc1", "another compiler", 0o755);
+    assert!(toolchain.recheck().unwrap());
+    assert_ne!(toolchain.fingerprint().hex, before);
+    assert!(!toolchain.recheck().unwrap());
+    // What changes nothing that a job could notice makes it walk, and is no change.
+    host.install("lib/gcc/target/12/cc1", "another compiler", 0o755);
+    assert!(!toolchain.recheck().unwrap());
+}
+
+#[test]
+fn a_walk_finds_what_the_memo_misses() {
     let host = Host::new();
     let before = host.remember();
     host.install("a/b/c/include/stdio.h", "edited by hand", 0o644);

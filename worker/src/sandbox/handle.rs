@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::channel::{Arrival, Inbox, send};
@@ -59,6 +60,8 @@ struct Link {
     /// Held while a message is sent, so that frames stay whole.
     sending: Mutex<()>,
     table: Mutex<Table>,
+    /// Cancelled when the spawner is gone.
+    lost: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -66,8 +69,6 @@ struct Table {
     /// The number of the next job.
     next: u64,
     waiting: HashMap<u64, Waiting>,
-    /// The spawner is gone.
-    lost: bool,
 }
 
 #[derive(Debug)]
@@ -104,7 +105,8 @@ impl Spawner {
         }
         socket.set_read_timeout(None).at(step)?;
         let (sending, table) = (Mutex::default(), Mutex::default());
-        let link = Arc::new(Link { socket, sending, table });
+        let lost = CancellationToken::new();
+        let link = Arc::new(Link { socket, sending, table, lost });
         let reader = Arc::clone(&link);
         std::thread::Builder::new()
             .name("spawner-replies".to_owned())
@@ -133,7 +135,7 @@ impl Spawner {
         let waiting = Waiting { started: Some(started_sender), ended: ended_sender };
         let number = {
             let mut table = link.table.lock();
-            if table.lost {
+            if link.lost.is_cancelled() {
                 return Err(SandboxError::Lost);
             }
             let number = table.next;
@@ -151,6 +153,16 @@ impl Spawner {
             return Err(error);
         }
         Ok(RunningJob { number, link: Arc::clone(link), started, ended })
+    }
+
+    /// Returns when the spawner is gone, and all its jobs with it.
+    pub async fn lost(&self) {
+        self.connection.link.lost.cancelled().await;
+    }
+
+    /// Whether the spawner is gone.
+    pub fn is_lost(&self) -> bool {
+        self.connection.link.lost.is_cancelled()
     }
 }
 
@@ -202,8 +214,9 @@ impl Link {
         if let Err(error) = self.serve_replies(&mut inbox) {
             error!(error = %error, "failed to read the spawner's answers");
         }
+        // Under the lock: a job that is put on the table before this is taken off it here.
         let mut table = self.table.lock();
-        table.lost = true;
+        self.lost.cancel();
         table.waiting.clear();
     }
 

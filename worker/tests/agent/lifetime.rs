@@ -8,6 +8,8 @@ use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::{self, AttemptEnd, to_worker};
 use distbuild_worker::{Worker, WorkerConfig, WorkerError};
 use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::fake::within;
 use crate::rig::{Job, Rig, text};
@@ -22,6 +24,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("nothing_is_left_of_a_worker_that_is_dropped", nothing_is_left_of_the_dropped),
         trial("two_workers_share_a_state_directory_unless_one_is_exclusive", shared_state),
         trial("a_helper_that_cannot_serve_says_why", broken_helper),
+        trial("a_worker_whose_file_system_is_killed_fails_and_takes_nothing", || {
+            killed_helper(|helper| helper)
+        }),
+        trial("a_worker_whose_spawner_is_killed_fails_and_takes_nothing", || {
+            killed_helper(|helper| children_of(helper)[0])
+        }),
     ]
 }
 
@@ -155,4 +163,48 @@ async fn broken_helper() {
     config.helper_program = directory.path().join("no program");
     let error = within(Worker::start(config)).await.unwrap_err();
     assert!(matches!(error, WorkerError::Helper { .. }), "{error:?}");
+}
+
+/// Kills the helper process that `victim` chooses, given the one that serves files.
+async fn killed_helper(victim: impl FnOnce(u32) -> u32) {
+    let mut rig = Rig::start().await;
+    let state = rig.directory.path().join("state");
+    rig.link.send(Job::new("sleep 63.25").assign(1)).await;
+    assert!(matches!(rig.link.next().await, Body::AttemptBegun(_)));
+    let victim = victim(helper_of(&state));
+    kill(Pid::from_raw(victim.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    let begin = Instant::now();
+    let words = within(rig.worker.failed()).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(words.ends_with("is gone"), "{words}");
+    let (ended, _) = rig.link.end().await;
+    assert_eq!((ended.attempt, ended.end()), (1, AttemptEnd::AttemptInfraError), "{ended:?}");
+    rig.link.send(Job::new("true").assign(2)).await;
+    let (ended, _) = rig.link.end().await;
+    assert_eq!((ended.attempt, ended.end()), (2, AttemptEnd::AttemptRejected), "{ended:?}");
+    let begin = Instant::now();
+    rig.worker.shutdown().await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(is_empty(&state.join("run")) && is_empty(&state.join("actions")));
+    assert_no_job("63.25");
+}
+
+/// The process that serves the worker with this state directory: it has inherited a lock below it.
+fn helper_of(state: &std::path::Path) -> u32 {
+    let holds_lock = |process: &u32| {
+        let descriptors = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten();
+        let mut links = descriptors.flatten().flat_map(|entry| fs::read_link(entry.path()));
+        links.any(|link| link.starts_with(state))
+    };
+    children_of(std::process::id()).into_iter().find(holds_lock).unwrap()
+}
+
+fn children_of(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |process: &u32| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        status.lines().any(|line| line == format!("PPid:\t{parent}"))
+    };
+    processes.filter(is_child).collect()
 }
