@@ -6,17 +6,18 @@
 //! its owner may not read is made readable first. The job has ended: nobody changes the directory
 //! meanwhile, and if somebody does all the same, the walk fails or stores what it hashed.
 //!
-//! One thread walks; a few hash files and move them into the store ([`crate::adopt`]). The
-//! directories of the tree are made at the end, children before parents.
+//! One thread walks; a few hash files and move them into the store ([`crate::adopt`]). They are
+//! started at the second file: most jobs write one or none, and starting a thread costs more than
+//! that. The directories of the tree are made at the end, children before parents.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::sync::{Arc, LazyLock};
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 use distbuild_proto::{
     Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, PathError, SymlinkNode,
@@ -36,6 +37,11 @@ use crate::materialize::MAX_TREE_DEPTH;
 
 /// Files that wait to be hashed; each may keep its directory open.
 const FILES_WAITING: usize = 64;
+/// Hashing threads at most: beyond that the disk is what is waited for.
+const MAX_THREADS: usize = 4;
+/// Asked for once: the standard library reads the limits of the control group every time.
+static PROCESSORS: LazyLock<usize> =
+    LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
 
 /// How a directory becomes a tree.
 #[derive(Clone, Debug)]
@@ -49,10 +55,9 @@ pub struct CollectOptions {
 }
 
 impl CollectOptions {
-    /// Two million entries; as many threads as processors, but four at most: beyond that the disk
-    /// is what is waited for.
+    /// Two million entries; as many threads as processors, but four at most.
     pub fn new(function: DigestFunction) -> Self {
-        let threads = thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        let threads = (*PROCESSORS).min(MAX_THREADS);
         Self { function, threads, max_entries: 2_000_000 }
     }
 }
@@ -132,26 +137,16 @@ pub fn tree_from_directory(
     options: &CollectOptions,
 ) -> Result<CollectedTree, CollectError> {
     let gathered = Mutex::new(Gathered::new(store));
-    // Bounds the files that wait, and with them the directories that are kept open.
-    let (sender, receiver) = sync_channel::<Job>(FILES_WAITING);
-    // Belongs to the hashers alone: if they all end, sending fails instead of waiting for ever.
-    let receiver = Arc::new(Mutex::new(receiver));
+    let hashing = Hashing { store, function: options.function, gathered: &gathered };
     let walked = thread::scope(|scope| {
-        let hashers: Vec<_> = (0..options.threads.max(1))
-            .map(|_| {
-                let (receiver, gathered) = (receiver.clone(), &gathered);
-                scope.spawn(move || hash_files(store, options.function, &receiver, gathered))
-            })
-            .collect();
-        drop(receiver);
+        let threads = options.threads.max(1);
+        let hashers = Hashers { scope, hashing, threads, first: None, running: None };
         let mut walk =
-            Walk { gathered: &gathered, sender, options, path: PathBuf::new(), entries: 0 };
+            Walk { gathered: &gathered, hashers, options, path: PathBuf::new(), entries: 0 };
         let walked = open_directory(AT_FDCWD, directory.as_os_str(), directory)
             .and_then(|folder| walk.directory(folder, 0, None));
-        // The hashers end when nothing can come any more.
-        drop(walk);
-        let panicked = hashers.into_iter().map(|hasher| hasher.join()).any(|end| end.is_err());
-        if panicked { walked.and(Err(StoreError::Thread.into())) } else { walked }
+        let hashed = walk.hashers.finish();
+        walked.and(hashed)
     });
     let gathered = gathered.into_inner();
     match gathered.failure {
@@ -226,16 +221,96 @@ impl Gathered {
     }
 }
 
-/// The walking thread.
-struct Walk<'a> {
+/// What hashing a file takes.
+#[derive(Clone, Copy)]
+struct Hashing<'a> {
+    store: &'a DiskStore,
+    function: DigestFunction,
     gathered: &'a Mutex<Gathered>,
+}
+
+/// Where files go that the walk finds.
+struct Hashers<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    hashing: Hashing<'scope>,
+    /// How many to start.
+    threads: usize,
+    /// The first file; it may stay the only one.
+    first: Option<Job>,
+    running: Option<Running<'scope>>,
+}
+
+/// Threads that hash.
+struct Running<'scope> {
+    /// Bounds the files that wait, and with them the directories that are kept open. The other end
+    /// belongs to the threads alone: if they all end, sending fails instead of waiting for ever.
     sender: SyncSender<Job>,
+    threads: Vec<ScopedJoinHandle<'scope, ()>>,
+}
+
+impl<'scope> Hashers<'scope, '_> {
+    /// Has a file hashed, now or later.
+    ///
+    /// # Errors
+    /// Hashing has failed; why stands in what was gathered.
+    fn add(&mut self, job: Job) -> Result<(), CollectError> {
+        let Some(first) = self.first.take() else {
+            return match &self.running {
+                Some(running) => running.send(job, &self.hashing),
+                None => {
+                    self.first = Some(job);
+                    Ok(())
+                }
+            };
+        };
+        let running = self.running.insert(Running::start(self.scope, self.hashing, self.threads));
+        running.send(first, &self.hashing)?;
+        running.send(job, &self.hashing)
+    }
+
+    /// Returns when everything is hashed.
+    fn finish(self) -> Result<(), CollectError> {
+        if let Some(job) = self.first {
+            self.hashing.hash(job);
+        }
+        let Some(Running { sender, threads }) = self.running else { return Ok(()) };
+        // They end when nothing can come any more.
+        drop(sender);
+        let panicked = threads.into_iter().map(ScopedJoinHandle::join).any(|end| end.is_err());
+        if panicked { Err(StoreError::Thread.into()) } else { Ok(()) }
+    }
+}
+
+impl<'scope> Running<'scope> {
+    fn start(scope: &'scope Scope<'scope, '_>, hashing: Hashing<'scope>, count: usize) -> Self {
+        let (sender, receiver) = sync_channel(FILES_WAITING);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let threads = (0..count).map(|_| {
+            let receiver = receiver.clone();
+            scope.spawn(move || hashing.hash_all(&receiver))
+        });
+        Self { sender, threads: threads.collect() }
+    }
+
+    fn send(&self, job: Job, hashing: &Hashing<'_>) -> Result<(), CollectError> {
+        // Nobody takes it when hashing has failed; that error is the one that counts.
+        if self.sender.send(job).is_err() || hashing.gathered.lock().failure.is_some() {
+            return Err(StoreError::Thread.into());
+        }
+        Ok(())
+    }
+}
+
+/// The walking thread.
+struct Walk<'a, 'scope, 'env> {
+    gathered: &'a Mutex<Gathered>,
+    hashers: Hashers<'scope, 'env>,
     options: &'a CollectOptions,
     path: PathBuf,
     entries: u64,
 }
 
-impl Walk<'_> {
+impl Walk<'_, '_, '_> {
     /// Walks one directory and what is below it.
     fn directory(
         &mut self,
@@ -303,12 +378,7 @@ impl Walk<'_> {
         match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
             SFlag::S_IFREG => {
                 let (folder, path) = (folder.clone(), self.path.clone());
-                let job = Job { folder, parent: position, name, path };
-                // Nobody takes it when the hashers have failed; that error is the one that counts.
-                if self.sender.send(job).is_err() || self.gathered.lock().failure.is_some() {
-                    return Err(StoreError::Thread.into());
-                }
-                Ok(())
+                self.hashers.add(Job { folder, parent: position, name, path })
             }
             SFlag::S_IFDIR => {
                 let inner = open_directory(folder.as_fd(), &called, &self.path)?;
@@ -327,27 +397,25 @@ impl Walk<'_> {
     }
 }
 
-/// A hashing thread: takes files until there are no more, or one of them failed.
-fn hash_files(
-    store: &DiskStore,
-    function: DigestFunction,
-    jobs: &Mutex<Receiver<Job>>,
-    gathered: &Mutex<Gathered>,
-) {
-    loop {
-        let next = jobs.lock().recv();
-        let Ok(Job { folder, parent, name, path }) = next else {
-            return;
-        };
-        if gathered.lock().failure.is_some() {
-            // The walk ends at its next file; until then the channel is emptied.
-            continue;
+impl Hashing<'_> {
+    /// What a thread does: takes files until there are no more.
+    fn hash_all(self, jobs: &Mutex<Receiver<Job>>) {
+        loop {
+            let next = jobs.lock().recv();
+            let Ok(job) = next else { return };
+            // After a failure the walk ends at its next file; until then the channel is emptied.
+            if self.gathered.lock().failure.is_none() {
+                self.hash(job);
+            }
         }
+    }
+
+    fn hash(self, Job { folder, parent, name, path }: Job) {
         let candidate = Candidate { folder: folder.as_fd(), name: name.as_os_str(), shown: &path };
-        let wish = Wish { function, executable: None, expected: None, pin: true };
-        match store.adopt(&candidate, &wish) {
+        let wish = Wish { function: self.function, executable: None, expected: None, pin: true };
+        match self.store.adopt(&candidate, &wish) {
             Ok(adopted) => {
-                let mut gathered = gathered.lock();
+                let mut gathered = self.gathered.lock();
                 gathered.lease.take_over(adopted.digest);
                 gathered.files += 1;
                 gathered.bytes += adopted.digest.size_bytes();
@@ -357,7 +425,7 @@ fn hash_files(
                 }
             }
             Err(error) => {
-                gathered.lock().failure.get_or_insert(error.into());
+                self.gathered.lock().failure.get_or_insert(error.into());
             }
         }
     }

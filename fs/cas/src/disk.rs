@@ -1,10 +1,11 @@
 //! `DiskStore`: one file a blob, on the local disk.
 //!
 //! **Model.** A blob is there when a file of the right name and size is; its bytes are hashed when
-//! they are written and again at their first use in the life of a process, never twice. Names
-//! appear by rename only, so a reader never sees a part of a blob. The index in memory
-//! ([`crate::index`]) is filled by use and by a scan in the background; the store serves before
-//! the scan is done. Several threads and several processes may use one folder at once.
+//! they are written and again at their first use in the life of a process; after that, only if the
+//! file was touched since. Names appear by rename only, so a reader never sees a part of a blob.
+//! The index in memory ([`crate::index`]) is filled by use and by a scan in the background; the
+//! store serves before the scan is done. Several threads and several processes may use one folder
+//! at once.
 //!
 //! **Power failure.** Nothing is synced. A rename may survive without the bytes: a torn file is
 //! caught by the size check at first touch or by the hash at first use, put aside, and counts as
@@ -30,7 +31,7 @@ use parking_lot::Mutex;
 use crate::config::StoreConfig;
 use crate::error::StoreError;
 use crate::evict::{Evictor, Wake};
-use crate::index::{Evicted, Index, Presence};
+use crate::index::{Evicted, Identity, Index, Presence};
 use crate::layout::{Layout, Variant};
 use crate::lock::ProcessLock;
 use crate::store_id::StoreId;
@@ -224,7 +225,7 @@ impl Shared {
             let mut found = None;
             for variant in Variant::BOTH {
                 match self.locate(&mut index, digest, variant, found.is_none())? {
-                    Presence::Verified => {
+                    Presence::Verified(_) => {
                         found = Some(variant);
                         break;
                     }
@@ -279,10 +280,10 @@ impl Shared {
             let Some(variant) = self.any_variant(digest)? else {
                 break;
             };
-            let verified = self.index.lock().presence(digest, variant) == Presence::Verified;
+            let known = self.index.lock().presence(digest, variant);
             let path = self.layout.variant_path(digest, variant);
-            let data = match read_file(&path, digest.size_bytes()) {
-                Ok(data) => data,
+            let (data, identity) = match read_file(&path, digest.size_bytes()) {
+                Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     self.forget(digest, variant);
                     continue;
@@ -290,8 +291,12 @@ impl Shared {
                 Err(error) => return Err(StoreError::io("read", &path, error)),
             };
             let right_size = data.len() as u64 == digest.size_bytes();
-            if right_size && (verified || digest.function().digest(&data) == *digest) {
-                self.learn(digest, variant, Presence::Verified);
+            let verified = Presence::Verified(identity);
+            if right_size && (known == verified || digest.function().digest(&data) == *digest) {
+                // Not what is known already: it may have been renewed meanwhile.
+                if known != verified {
+                    self.learn(digest, variant, verified);
+                }
                 return Ok(data.into());
             }
             damaged = true;
@@ -316,10 +321,14 @@ impl Shared {
                 (wanted, other, self.stamp_is_due(&mut index, digest))
             };
             match (wanted, other) {
-                (Presence::Verified, _) => {
+                (Presence::Verified(identity), _) => {
                     let path = self.layout.variant_path(digest, variant);
-                    if fs::symlink_metadata(&path).is_err() {
+                    let Ok(found) = fs::symlink_metadata(&path) else {
                         self.forget(digest, variant);
+                        continue;
+                    };
+                    if Identity::of(&found) != identity {
+                        damaged |= self.check(digest, variant)? == Checked::Damaged;
                         continue;
                     }
                     if stamp {
@@ -354,14 +363,18 @@ impl Shared {
         let path = self.layout.variant_path(digest, variant);
         let used_bytes = {
             let mut index = self.index.lock();
-            if index.presence(digest, variant) == Presence::Verified
-                && self.is_whole(digest, variant)
-            {
+            let known = index.presence(digest, variant);
+            if self.is_untouched(known, digest, variant) {
                 drop(file);
             } else {
                 rename_into(file.path(), &path)?;
                 file.renamed();
-                index.record(digest, variant, Presence::Verified, now());
+                // Not before: the rename itself is a change.
+                let published = match fs::symlink_metadata(&path) {
+                    Ok(found) => Presence::Verified(Identity::of(&found)),
+                    Err(_) => Presence::Present,
+                };
+                index.record(digest, variant, published, now());
             }
             if pin {
                 index.pin(digest);
@@ -380,12 +393,6 @@ impl Shared {
         if index.knows(digest, variant) {
             index.record(digest, variant, presence, 0);
         }
-    }
-
-    /// Whether a file of the right size is there, whatever the index says.
-    pub(crate) fn is_whole(&self, digest: &Digest, variant: Variant) -> bool {
-        fs::symlink_metadata(self.layout.variant_path(digest, variant))
-            .is_ok_and(|found| found.is_file() && found.len() == digest.size_bytes())
     }
 
     /// The file is gone although the index knew it.
@@ -421,13 +428,22 @@ impl Shared {
     }
 
     /// Renews a blob's time stamp; only the order of a later eviction hangs on it.
-    fn stamp(&self, digest: &Digest, variant: Variant) {
+    pub(crate) fn stamp(&self, digest: &Digest, variant: Variant) {
         let path = self.layout.variant_path(digest, variant);
-        let (keep, now) = (TimeSpec::UTIME_OMIT, TimeSpec::UTIME_NOW);
-        let done =
-            utimensat(nix::fcntl::AT_FDCWD, &path, &keep, &now, UtimensatFlags::NoFollowSymlink);
-        if let Err(error) = done {
-            tracing::debug!(blob.digest = %digest, %error, "failed to note a use of a blob");
+        let touch = || -> io::Result<(Identity, Identity)> {
+            let before = Identity::of(&fs::symlink_metadata(&path)?);
+            let (keep, now) = (TimeSpec::UTIME_OMIT, TimeSpec::UTIME_NOW);
+            let flags = UtimensatFlags::NoFollowSymlink;
+            utimensat(nix::fcntl::AT_FDCWD, &path, &keep, &now, flags)?;
+            Ok((before, Identity::of(&fs::symlink_metadata(&path)?)))
+        };
+        // Locked, so that nobody takes our own touch for somebody else's.
+        let mut index = self.index.lock();
+        match touch() {
+            Ok((before, after)) => index.follow(digest, variant, before, after),
+            Err(error) => {
+                tracing::debug!(blob.digest = %digest, %error, "failed to note a use of a blob");
+            }
         }
     }
 }
@@ -462,10 +478,13 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
 }
 
 /// The bytes of a file, and one more than `size_bytes` at most: enough to see that it is too long.
-fn read_file(path: &Path, size_bytes: u64) -> io::Result<Vec<u8>> {
+/// With what the file was before the first byte was read.
+fn read_file(path: &Path, size_bytes: u64) -> io::Result<(Vec<u8>, Identity)> {
     let mut data = Vec::with_capacity(size_bytes as usize + 1);
-    open_regular(path)?.take(size_bytes + 1).read_to_end(&mut data)?;
-    Ok(data)
+    let file = open_regular(path)?;
+    let identity = Identity::of(&file.metadata()?);
+    file.take(size_bytes + 1).read_to_end(&mut data)?;
+    Ok((data, identity))
 }
 
 /// Renames to a name whose folder may not be there yet.

@@ -1,7 +1,8 @@
 //! What the store knows of its files without asking the disk.
 //!
 //! An entry says which variants of a blob are there and whether their bytes were hashed in the life
-//! of this process. The order of the entries is the order of last use. The index is a cache of the
+//! of this process; what was hashed is remembered with the file's identity, so that a file that was
+//! touched since is told from one that was not. The order of the entries is the order of last use. The index is a cache of the
 //! disk and may know less than it: a blob without an entry may still be there, an entry without a
 //! file is removed when the file is found missing. Every change of a blob's name on disk happens
 //! under the lock around the index, so the two never disagree for a thread that holds it.
@@ -9,6 +10,8 @@
 //! Does no I/O.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 
 use distbuild_proto::Digest;
 use lru::LruCache;
@@ -20,15 +23,38 @@ const REMOVED_KEPT: usize = 65_536;
 /// What files take on disk comes in blocks of this many bytes.
 const BLOCK_BYTES: u64 = 4096;
 
-/// What is known of one file of a blob. In this order: a later one says more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The file whose bytes were hashed, as it was then: whoever changes the bytes, changes this, and
+/// giving the modification time back changes the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    inode: u64,
+    size_bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Identity {
+    pub(crate) fn of(file: &Metadata) -> Self {
+        Self {
+            inode: file.ino(),
+            size_bytes: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+/// What is known of one file of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
     /// Nothing: ask the disk.
     Unknown,
     /// The file is there and has the right size.
     Present,
-    /// The bytes were hashed by this process, too.
-    Verified,
+    /// The bytes were hashed by this process, too, when the file was this one. Whoever hands the
+    /// bytes out compares.
+    Verified(Identity),
 }
 
 /// One blob of which at least one file is there.
@@ -40,11 +66,14 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Takes in what is known of a file and says how many bytes that adds to what is used.
+    /// Takes in what is known of a file and says how many bytes that adds to what is used. That a
+    /// file is there does not take away from what was known of it.
     fn learn(&mut self, digest: &Digest, variant: Variant, presence: Presence) -> u64 {
         let known = &mut self.variants[variant as usize];
         let news = *known == Presence::Unknown && presence != Presence::Unknown;
-        *known = (*known).max(presence);
+        if news || presence != Presence::Present {
+            *known = presence;
+        }
         if news { allocated_bytes(digest) } else { 0 }
     }
 }
@@ -131,6 +160,21 @@ impl Index {
             entry.stamped_at = now;
         }
         due
+    }
+
+    /// The identity of a file changed from one to another by our own doing.
+    pub(crate) fn follow(
+        &mut self,
+        digest: &Digest,
+        variant: Variant,
+        from: Identity,
+        to: Identity,
+    ) {
+        if let Some(entry) = self.entries.peek_mut(digest)
+            && entry.variants[variant as usize] == Presence::Verified(from)
+        {
+            entry.variants[variant as usize] = Presence::Verified(to);
+        }
     }
 
     /// Forgets one file. Says whether the blob has no file left that we know of.
@@ -246,6 +290,24 @@ mod tests {
         index.record(&digest(number), Variant::Plain, Presence::Present, 0);
     }
 
+    fn verified(path: &str) -> Presence {
+        Presence::Verified(Identity::of(&std::fs::metadata(path).unwrap()))
+    }
+
+    #[test]
+    fn what_is_verified_anew_takes_the_place_of_what_was_and_a_look_does_not() {
+        let mut index = Index::new();
+        let (blob, variant) = (digest(1), Variant::Plain);
+        record(&mut index, 1);
+        for known in [verified("/"), verified("/proc")] {
+            index.record(&blob, variant, known, 0);
+            record(&mut index, 1);
+            index.record_as_oldest(&blob, variant, 0);
+            assert_eq!(index.presence(&blob, variant), known);
+        }
+        assert_eq!(index.used_bytes(), 4096);
+    }
+
     #[test]
     fn the_oldest_unpinned_blob_goes_first_and_pins_are_counted() {
         let mut index = Index::new();
@@ -275,7 +337,7 @@ mod tests {
         let mut index = Index::new();
         record(&mut index, 1);
         record(&mut index, 1);
-        index.record(&digest(1), Variant::Executable, Presence::Verified, 0);
+        index.record(&digest(1), Variant::Executable, verified("/"), 0);
         assert_eq!(index.used_bytes(), 8192);
         assert!(!index.forget(&digest(1), Variant::Plain));
         assert!(index.forget(&digest(1), Variant::Executable));

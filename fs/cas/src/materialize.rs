@@ -37,7 +37,7 @@ pub enum MaterializeError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The destination has no parent directory to build beside it, or is not a directory.
+    /// The destination has no name of its own, or is neither a directory nor a symbolic link.
     #[error("{} cannot be replaced by a directory", .0.display())]
     Destination(PathBuf),
     /// Too many directories below each other.
@@ -55,8 +55,8 @@ pub enum MaterializeError {
     },
 }
 
-/// Writes the tree below `root` to `destination`, in place of the directory that may be there.
-/// Its parent directory must exist.
+/// Writes the tree below `root` to `destination`, in place of the directory or symbolic link that may
+/// be there; the link's target is left alone. The parent directory must exist.
 ///
 /// # Errors
 /// The tree is not complete, the disk is full or fails; the destination is as it was then.
@@ -76,28 +76,21 @@ pub fn materialize(
     building.take_the_place_of(&destination)
 }
 
-/// The destination without symbolic links, so that what is exchanged is the directory itself.
+/// The destination below its real parent. What stands under its own name is never followed: a
+/// symbolic link is replaced and its target left alone.
 fn resolve(destination: &Path) -> Result<PathBuf, MaterializeError> {
     let unusable = || MaterializeError::Destination(destination.to_owned());
-    match fs::metadata(destination) {
-        Ok(found) if found.is_dir() => {
-            fs::canonicalize(destination).map_err(|source| io_error("resolve", destination, source))
-        }
+    let name = destination.file_name().ok_or_else(unusable)?;
+    let parent = match destination.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let parent = fs::canonicalize(parent).map_err(|source| io_error("resolve", parent, source))?;
+    let resolved = parent.join(name);
+    match fs::symlink_metadata(&resolved) {
+        Ok(found) if found.is_dir() || found.is_symlink() => Ok(resolved),
         Ok(_) => Err(unusable()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let name = destination.file_name().ok_or_else(unusable)?;
-            // A link to nowhere is in the way, too.
-            if fs::symlink_metadata(destination).is_ok() {
-                return Err(unusable());
-            }
-            let parent = match destination.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-            let parent =
-                fs::canonicalize(parent).map_err(|source| io_error("resolve", parent, source))?;
-            Ok(parent.join(name))
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(resolved),
         Err(source) => Err(io_error("look at", destination, source)),
     }
 }

@@ -11,7 +11,7 @@ use distbuild_proto::{Digest, DigestFunction};
 
 use crate::disk::{Shared, is_empty_blob, open_regular};
 use crate::error::StoreError;
-use crate::index::{Index, Presence};
+use crate::index::{Identity, Index, Presence};
 use crate::layout::Variant;
 
 /// What the hash of a file said.
@@ -62,13 +62,27 @@ impl Shared {
             }
             Err(error) => return Err(failed(error)),
         };
+        // Before the first byte: what changes while it is hashed is hashed again.
+        let identity = Identity::of(&file.metadata().map_err(failed)?);
         let found = hash_file(&file, digest.function(), digest.size_bytes()).map_err(failed)?;
         if found == *digest {
-            self.learn(digest, variant, Presence::Verified);
+            self.learn(digest, variant, Presence::Verified(identity));
             return Ok(Checked::Sound);
         }
         self.put_aside_file(digest, variant, &file)?;
         Ok(Checked::Damaged)
+    }
+
+    /// Whether a file of the right size is there, whatever the index says.
+    pub(crate) fn is_whole(&self, digest: &Digest, variant: Variant) -> bool {
+        fs::symlink_metadata(self.layout.variant_path(digest, variant))
+            .is_ok_and(|found| found.is_file() && found.len() == digest.size_bytes())
+    }
+
+    /// Whether the file is there and still the one whose bytes were hashed.
+    pub(crate) fn is_untouched(&self, known: Presence, digest: &Digest, variant: Variant) -> bool {
+        fs::symlink_metadata(self.layout.variant_path(digest, variant))
+            .is_ok_and(|found| known == Presence::Verified(Identity::of(&found)))
     }
 
     /// Puts the file aside that `opened` is, unless the name belongs to a newer one by now.
@@ -170,5 +184,37 @@ pub(crate) fn for_each_chunk<E: From<io::Error>>(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use crate::{DiskStore, StoreConfig};
+
+    use super::*;
+
+    #[test]
+    fn a_touch_of_the_stores_own_keeps_a_blob_verified_and_no_other_does() {
+        let root = tempfile::tempdir().unwrap();
+        let store = DiskStore::open(StoreConfig::new(root.path())).unwrap();
+        let (digest, variant) = (DigestFunction::Blake3.digest(b"sound"), Variant::Plain);
+        store.insert(&digest, b"sound", false).unwrap();
+        let path = store.prepare(&digest, false).unwrap();
+        let shared = &store.shared;
+        let known = || shared.index.lock().presence(&digest, variant);
+        assert!(shared.is_untouched(known(), &digest, variant));
+
+        shared.stamp(&digest, variant);
+        assert!(shared.is_untouched(known(), &digest, variant));
+
+        let file = File::open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        shared.stamp(&digest, variant);
+        assert!(!shared.is_untouched(known(), &digest, variant));
+        // Hashed again, it is.
+        store.prepare(&digest, false).unwrap();
+        assert!(shared.is_untouched(known(), &digest, variant));
     }
 }

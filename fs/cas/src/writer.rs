@@ -14,7 +14,7 @@ use distbuild_proto::{Digest, DigestFunction};
 use crate::disk::{DiskStore, Shared, is_empty_blob, open_regular};
 use crate::error::{FullReason, StoreError};
 use crate::evict::{Eviction, Wanted};
-use crate::index::{Presence, allocated_bytes};
+use crate::index::allocated_bytes;
 use crate::layout::Variant;
 use crate::temporary::TemporaryFile;
 use crate::verify::{Checked, for_each_chunk};
@@ -90,7 +90,7 @@ impl DiskStore {
         let variant = Variant::of(executable);
         let known = self.shared.locate(&mut self.shared.index.lock(), digest, variant, true)?;
         if (is_empty_blob(digest) && !executable)
-            || (known == Presence::Verified && self.shared.is_whole(digest, variant))
+            || self.shared.is_untouched(known, digest, variant)
         {
             return Ok(());
         }
@@ -129,7 +129,7 @@ impl Shared {
         let mut draft = Draft::new(self, digest.function(), allocated_bytes(digest))?;
         if share_blocks(&source, &draft.file) {
             let known = self.index.lock().presence(digest, variant.other());
-            if known != Presence::Verified {
+            if !self.is_untouched(known, digest, variant.other()) {
                 match self.check(digest, variant.other())? {
                     Checked::Sound => {}
                     unsound => return Ok(unsound),

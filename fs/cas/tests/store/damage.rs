@@ -1,10 +1,12 @@
 //! Flipped bits, torn files, files that vanish.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::fs::{self, FileTimes, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 use distbuild_cas::{Completeness, DiskStore, StoreConfig, StoreError};
+use distbuild_proto::Digest;
 
 use crate::{digest, files_below, open, put, put_directory};
 
@@ -44,6 +46,86 @@ fn a_flipped_bit_is_found_at_the_first_use_after_a_start() {
     }
     // One of either variant: a later one takes the place of an earlier one.
     assert_eq!(files_below(&root.path().join("quarantine")).len(), 2);
+}
+
+/// Flips a bit of a file and gives it back the times it had. The clock of some file systems ticks
+/// rarely: flips on, an odd number of times, until the change shows.
+fn flip_a_bit_in_secret(path: &Path) {
+    let before = fs::metadata(path).unwrap();
+    let changed = |found: fs::Metadata| (found.ctime(), found.ctime_nsec());
+    let times = FileTimes::new()
+        .set_accessed(before.accessed().unwrap())
+        .set_modified(before.modified().unwrap());
+    let flip = || {
+        flip_a_bit(path);
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.set_times(times).unwrap();
+        fs::set_permissions(path, before.permissions()).unwrap();
+    };
+    flip();
+    while changed(fs::metadata(path).unwrap()) == changed(before.clone()) {
+        flip();
+        flip();
+    }
+    assert_eq!(fs::metadata(path).unwrap().modified().unwrap(), before.modified().unwrap());
+}
+
+#[test]
+fn a_flipped_bit_is_found_in_a_blob_that_was_verified_before() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    for (look, executable) in [
+        ((|store, blob| store.read(blob).map(drop)) as fn(&DiskStore, &Digest) -> _, false),
+        (|store, blob| store.prepare(blob, false).map(drop), false),
+        (|store, blob| store.prepare(blob, true).map(drop), true),
+        (|store, blob| store.open_file(blob, true).map(drop), true),
+        (|store, blob| store.open_bytes(blob).map(drop), false),
+        // From the damaged one.
+        (|store, blob| store.prepare(blob, true).map(drop), false),
+    ] {
+        for flip in [flip_a_bit, flip_a_bit_in_secret] {
+            let blob = digest(b"sound");
+            store.insert(&blob, b"sound", executable).unwrap();
+            look(&store, &blob).unwrap();
+            let other = store.blob_path(&blob, !executable);
+            if other.exists() {
+                fs::remove_file(other).unwrap();
+            }
+            let generation = store.generation();
+            flip(&store.blob_path(&blob, executable));
+            let looked: Result<(), StoreError> = look(&store, &blob);
+            assert!(matches!(looked, Err(StoreError::Damaged(_))), "{looked:?}");
+            assert!(store.generation() > generation);
+            assert!(!store.contains(&blob));
+        }
+    }
+}
+
+#[test]
+fn a_blob_stored_again_takes_the_place_of_one_that_was_damaged() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let blob = put(&store, b"sound");
+    let path = store.prepare(&blob, false).unwrap();
+    flip_a_bit_in_secret(&path);
+    put(&store, b"sound");
+    assert_eq!(fs::read(&path).unwrap(), b"sound");
+    store.verify(&blob).unwrap();
+}
+
+#[test]
+fn a_file_that_was_only_touched_stays() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let blob = put(&store, b"sound");
+    let path = store.prepare(&blob, false).unwrap();
+    let file = OpenOptions::new().read(true).open(&path).unwrap();
+    for _ in 0..2 {
+        file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
+        store.prepare(&blob, false).unwrap();
+        store.read(&blob).unwrap();
+    }
+    assert!(store.drain_evicted().digests.is_empty());
 }
 
 #[test]

@@ -66,16 +66,51 @@ fn a_directory_that_is_there_is_replaced_as_a_whole() {
     let root = tempfile::tempdir().unwrap();
     let store = open(&root.path().join("store"));
     let tree = put_tree(&store);
-    let (real, link) = (root.path().join("real"), root.path().join("link"));
+    let out = root.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("stale"), "").unwrap();
+    let before = fs::metadata(&out).unwrap().ino();
+    materialize(&store, &tree, &out).unwrap();
+    assert_ne!(fs::metadata(&out).unwrap().ino(), before);
+    assert!(out.join("tool").exists() && !out.join("stale").exists());
+    assert_eq!(names(root.path()), [&b"out"[..], b"store"]);
+}
+
+#[test]
+fn a_symbolic_link_is_replaced_and_what_it_leads_to_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(&root.path().join("store"));
+    let tree = put_tree(&store);
+    let real = root.path().join("real");
     fs::create_dir(&real).unwrap();
-    fs::write(real.join("stale"), "").unwrap();
-    symlink("real", &link).unwrap();
-    let before = fs::metadata(&real).unwrap().ino();
-    materialize(&store, &tree, &link).unwrap();
-    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    assert_ne!(fs::metadata(&real).unwrap().ino(), before);
-    assert!(real.join("tool").exists() && !real.join("stale").exists());
-    assert_eq!(names(root.path()), [&b"link"[..], b"real", b"store"]);
+    fs::write(real.join("mine"), "mine").unwrap();
+    fs::write(root.path().join("file"), "mine").unwrap();
+    for target in ["real", "file", "nowhere"] {
+        // A slash at the end does not lead through it either.
+        for written in ["link", "link/"] {
+            let link = root.path().join("link");
+            symlink(target, &link).unwrap();
+            materialize(&store, &tree, &root.path().join(written)).unwrap();
+            assert!(fs::symlink_metadata(&link).unwrap().is_dir(), "{target}");
+            assert!(link.join("tool").exists(), "{target}");
+            fs::remove_dir_all(&link).unwrap();
+        }
+    }
+    assert_eq!(names(&real), [b"mine"]);
+    assert_eq!(fs::read(root.path().join("file")).unwrap(), b"mine");
+    assert_eq!(names(root.path()), [&b"file"[..], b"real", b"store"]);
+}
+
+#[test]
+fn links_on_the_way_to_the_destination_are_followed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(&root.path().join("store"));
+    let tree = put_tree(&store);
+    fs::create_dir(root.path().join("real")).unwrap();
+    symlink("real", root.path().join("link")).unwrap();
+    materialize(&store, &tree, &root.path().join("link/out")).unwrap();
+    assert!(root.path().join("real/out/tool").exists());
+    assert!(fs::symlink_metadata(root.path().join("link")).unwrap().is_symlink());
 }
 
 #[test]
@@ -105,13 +140,10 @@ fn a_destination_that_is_no_directory_is_left_alone() {
     let root = tempfile::tempdir().unwrap();
     let store = open(&root.path().join("store"));
     let tree = put_tree(&store);
-    let (file, dangling) = (root.path().join("file"), root.path().join("dangling"));
+    let file = root.path().join("file");
     fs::write(&file, "mine").unwrap();
-    symlink("nowhere", &dangling).unwrap();
-    for in_the_way in [&file, &dangling] {
-        let error = materialize(&store, &tree, in_the_way).unwrap_err();
-        assert!(matches!(error, MaterializeError::Destination(_)), "{error}");
-    }
+    let error = materialize(&store, &tree, &file).unwrap_err();
+    assert!(matches!(error, MaterializeError::Destination(_)), "{error}");
     let error = materialize(&store, &tree, &root.path().join("no/parent")).unwrap_err();
     assert!(matches!(error, MaterializeError::Io { .. }), "{error}");
     assert_eq!(fs::read(&file).unwrap(), b"mine");
