@@ -18,6 +18,7 @@ use crate::places::Places;
 /// All that is wrong.
 pub(crate) fn run(args: CheckArgs) -> Result<Exit, Failure> {
     let places = Places::new(&args.graph, args.source, args.out, args.state)?;
+    places.check_out()?;
     let graph = plan::load(&places.graph)?;
     let function = DigestFunction::Blake3;
     let stat_cache =

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use crate::backend::dial;
+use crate::build::console::visible;
 use crate::build::record::result_word;
 use crate::cli::{CancelArgs, LookArgs, PlaintextArgs};
 use crate::exit::{Exit, Failure};
@@ -34,7 +35,11 @@ pub(crate) async fn status(args: LookArgs) -> Result<Exit, Failure> {
     for build in &status.builds {
         output::line(format_args!(
             "{}  {}/{} jobs  {}  {}",
-            build.build_id, build.finished_jobs, build.total_jobs, build.user, build.title
+            build.build_id,
+            build.finished_jobs,
+            build.total_jobs,
+            visible(&build.user),
+            visible(&build.title)
         ));
     }
     Ok(Exit::DONE)
@@ -59,14 +64,14 @@ pub(crate) async fn workers(args: LookArgs) -> Result<Exit, Failure> {
         properties.sort();
         output::line(format_args!(
             "{}  {} running, {} cores, {}{}  {}",
-            worker.name,
+            visible(&worker.name),
             worker.running_jobs,
             cores(worker),
             HumanBytes(worker.memory_bytes),
             if worker.draining { ", draining" } else { "" },
-            properties.join(" ")
+            visible(&properties.join(" "))
         ));
-        worker.notes.iter().for_each(|note| output::line(format_args!("  {note}")));
+        worker.notes.iter().for_each(|note| output::line(format_args!("  {}", visible(note))));
     }
     Ok(Exit::DONE)
 }

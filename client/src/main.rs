@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         }
     };
     match run(cli) {
+        Ok(exit) if output::is_lost() => Exit::of_all([exit, Exit::INFRASTRUCTURE]).into(),
         Ok(exit) => exit.into(),
         Err(failure) => {
             output::error(&failure);
@@ -72,7 +73,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Completion(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut config::command(), "distbuild", &mut script);
-            output::bytes(&script);
+            output::bytes(script.as_slice()).map_err(Failure::infrastructure)?;
             Ok(Exit::DONE)
         }
         command => run_async(command),

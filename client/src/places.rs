@@ -35,6 +35,34 @@ impl Places {
         Ok(Self { graph, source, out, cache: Cache::new(state)? })
     }
 
+    /// Refuses an output directory whose contents are not for a build to replace.
+    ///
+    /// # Errors
+    /// It is or holds the source root or the graph file, or it is something else than a directory.
+    pub(crate) fn check_out(&self) -> Result<(), Failure> {
+        let shown = self.out.display();
+        if std::fs::metadata(&self.out).is_ok_and(|found| !found.is_dir()) {
+            return Err(Failure::usage(format!("the output directory {shown} is not a directory")));
+        }
+        let out = real(&self.out);
+        let beside = self.graph.parent().map(real);
+        if real(&self.source).starts_with(&out) {
+            let source = self.source.display();
+            return Err(Failure::usage(format!(
+                "the output directory {shown} is or holds the source root {source}; \
+                 directories in it are replaced, so it has to be another one"
+            )));
+        }
+        if real(&self.graph).starts_with(&out) || beside.is_some_and(|it| it.starts_with(&out)) {
+            return Err(Failure::usage(format!(
+                "the output directory {shown} holds the graph file {}; \
+                 directories in it are replaced, so it has to be another one",
+                self.graph.display()
+            )));
+        }
+        Ok(())
+    }
+
     /// What can never be an input.
     pub(crate) fn excluded(&self) -> [PathBuf; 3] {
         [self.out.clone(), self.cache.0.clone(), self.graph.clone()]
@@ -112,6 +140,16 @@ pub(crate) fn daemon_state(given: Option<PathBuf>, role: &str) -> Result<PathBuf
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)
         .map_err(|error| Failure::usage(format!("{path:?} is not a usable path: {error}")))
+}
+
+/// The path without symbolic links and `..`, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    for known in path.ancestors() {
+        if let (Ok(resolved), Ok(rest)) = (known.canonicalize(), path.strip_prefix(known)) {
+            return resolved.join(rest);
+        }
+    }
+    path.to_owned()
 }
 
 /// A base directory of the XDG specification: its variable, else its place below the home.

@@ -4,12 +4,13 @@
 //! stays to be read (failures, what jobs print, notes) is written above it, and is all that there is without
 //! a terminal, together with one line a job.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Read};
 use std::time::Duration;
 
 use distbuild_proto::wire::Outcome;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::build::console::visible;
 use crate::build::record::Record;
 use crate::build::traffic::Traffic;
 use crate::output;
@@ -60,17 +61,17 @@ impl Screen {
     }
 
     /// What a job printed: its stdout to stdout, its stderr to stderr.
-    pub(crate) fn print(&self, stdout: &[u8], stderr: &[u8]) {
-        if stdout.is_empty() && stderr.is_empty() {
-            return;
-        }
+    ///
+    /// # Errors
+    /// It cannot be read; what could be read is shown.
+    pub(crate) fn print(&self, stdout: impl Read, stderr: impl Read) -> io::Result<()> {
         self.above(|| {
-            output::bytes(stdout);
-            output::note_bytes(stderr);
-        });
+            let stdout = output::bytes(stdout);
+            output::note_bytes(stderr).and(stdout)
+        })
     }
 
-    fn above(&self, write: impl FnOnce()) {
+    fn above<T>(&self, write: impl FnOnce() -> T) -> T {
         match self {
             Self::Display(display) => display.all.suspend(write),
             Self::Lines => write(),
@@ -108,7 +109,9 @@ impl Display {
         ));
         let mut lines: Vec<String> = running
             .take(SHOWN_JOBS)
-            .map(|(job, worker)| format!("  {} @ {worker}", record.plan().name(job)))
+            .map(|(job, worker)| {
+                format!("  {} @ {}", visible(record.plan().name(job)), visible(worker))
+            })
             .collect();
         if left_out > 0 {
             lines.push(format!("  and {left_out} more"));

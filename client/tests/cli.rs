@@ -100,6 +100,71 @@ fn the_graph_file_and_the_outputs_are_no_inputs() {
 }
 
 #[test]
+fn an_output_directory_that_holds_what_is_the_users_is_refused() {
+    let project = Project::new(&graph(&[job("src", r#"["src/**"]"#, "[]")]));
+    std::fs::write(project.path().join("file"), "mine").unwrap();
+    std::os::unix::fs::symlink(".", project.path().join("here")).unwrap();
+    for (words, text) in [
+        (&["--out", "."][..], "source root"),
+        (&["--out", ".."], "source root"),
+        (&["--out", "here"], "source root"),
+        (&["--out", "src", "--source", "src"], "source root"),
+        (&["--out", ".", "--source", "src"], "is or holds"),
+        (&["--out", "file"], "is not a directory"),
+    ] {
+        let words = [&["build", "graph.json"][..], words].concat();
+        let output = project.run(&words);
+        assert_eq!(code(&output), 2, "{words:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(text), "{words:?}: {}", stderr(&output));
+    }
+    assert_eq!(std::fs::read(project.path().join("src/a.c")).unwrap(), b"int a;\n");
+}
+
+#[test]
+fn what_cannot_be_written_to_stdout_is_an_error() {
+    let project = Project::new(&graph(&[job("a", "[]", "[]")]));
+    let run = |words: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_distbuild"))
+            .args(words)
+            .current_dir(project.path())
+            .env_clear()
+            .env("HOME", project.path().join("home"))
+            .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
+            .output()
+            .unwrap()
+    };
+    for words in [&["check", "graph.json"][..], &["completion", "bash"]] {
+        let output = run(words);
+        assert_eq!(code(&output), 3, "{words:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("failed to write to stdout"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn an_interrupt_ends_the_wait_for_a_pipe_that_nobody_writes_to() {
+    use std::os::unix::process::CommandExt as _;
+    let project = Project::new("");
+    let pipe = project.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_distbuild"))
+        .args(["build", "pipe"])
+        .current_dir(project.path())
+        .env_clear()
+        .env("HOME", project.path().join("home"))
+        .stderr(std::process::Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    // Opening the other end returns when the build has begun to read; signals are caught by then.
+    let writer = std::fs::File::options().write(true).open(&pipe).unwrap();
+    let process = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGHUP).unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(writer);
+    assert_eq!(code(&output), 130, "{}", stderr(&output));
+}
+
+#[test]
 fn the_source_root_may_lie_elsewhere() {
     let project = Project::new(&graph(&[job("a", r#"["a.c"]"#, "[]")]));
     assert_eq!(code(&project.run(&["check", "graph.json"])), 2);

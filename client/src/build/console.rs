@@ -1,5 +1,6 @@
 //! What the end of a job says to people.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use distbuild_proto::action::Step;
@@ -14,15 +15,16 @@ const COMMAND_BYTES: usize = 4096;
 /// The line that every job gets: `[12/35] cached  cc lapi.c`.
 pub(crate) fn line(record: &Record, finished: &JobFinished) -> String {
     let (done, total) = (record.finished(), record.plan().len());
-    let name = record.plan().name(finished.job);
+    let name = visible(record.plan().name(finished.job));
     let outcome = finished.outcome();
     let mut line = format!("[{done}/{total}] {:<9} {name}", shown(outcome));
     match outcome {
         Outcome::Failed => {
-            let _ = write!(line, " ({})", how(finished.result.as_ref(), &finished.reason));
+            let how = how(finished.result.as_ref(), &finished.reason);
+            let _ = write!(line, " ({})", visible_lines(&how));
         }
         outcome if !succeeded(outcome) && !finished.reason.is_empty() => {
-            let _ = write!(line, " ({})", finished.reason);
+            let _ = write!(line, " ({})", visible_lines(&finished.reason));
         }
         _ => {}
     }
@@ -36,9 +38,36 @@ pub(crate) fn failure(record: &Record, finished: &JobFinished) -> String {
     if let (Some(job), Some(result)) = (job, &finished.result)
         && let Some(command) = command(job, result.failed_command)
     {
-        let _ = write!(text, "\n  command: {command}");
+        let _ = write!(text, "\n  command: {}", visible_lines(&command));
     }
     text
+}
+
+/// A word that others chose, as people may see it: what would drive the terminal is escaped.
+pub(crate) fn visible(word: &str) -> Cow<'_, str> {
+    escaped(word, drives_terminal)
+}
+
+/// The same of a text that may have several lines.
+pub(crate) fn visible_lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| drives_terminal(c) && c != '\n' && c != '\t')
+}
+
+/// Controls, and what turns the direction of writing around.
+fn drives_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_bad) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_bad(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
 }
 
 fn shown(outcome: Outcome) -> &'static str {
@@ -135,5 +164,15 @@ mod tests {
             line(&record(), &finished),
             "[0/1] skipped   cc a/b.c (its dependency \"x\" did not succeed)"
         );
+    }
+
+    #[test]
+    fn what_would_drive_the_terminal_is_escaped() {
+        assert_eq!(
+            visible("cc a\u{1b}[2J\r\nb\u{9b}m\u{202e}é"),
+            r"cc a\u{1b}[2J\r\nb\u{9b}m\u{202e}é"
+        );
+        assert_eq!(visible_lines("a\n\tb\u{7}"), "a\n\tb\\u{7}");
+        assert!(matches!(visible("cc a/b.c"), Cow::Borrowed(_)));
     }
 }

@@ -1,15 +1,17 @@
-//! Delivery: the outputs of requested jobs become directories, and what jobs printed becomes bytes.
+//! Delivery: the outputs of requested jobs become directories, and what jobs printed becomes readable.
 //!
 //! A few tasks run at a time, the rest waits in a list as long as the build has jobs. A directory that
 //! already holds the outputs is not touched. Nothing here is half done: a directory takes its
 //! place whole or not at all, also when the build is cancelled meanwhile.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use distbuild_cas::ingest::{StatCache, digest_trees};
 use distbuild_cas::{Filler, LeaseTreeError, MaterializeError, Want, materialize};
 use distbuild_proto::{Digest, wire};
@@ -22,8 +24,6 @@ use crate::places::output_name;
 
 /// Tasks at a time.
 const AT_ONCE: usize = 16;
-/// Most that is shown of what a job printed to one stream, in bytes.
-const SHOWN_BYTES: u64 = 16 << 20;
 
 /// What is to be done for a job.
 #[derive(Debug)]
@@ -44,9 +44,33 @@ pub(crate) enum Done {
     /// The outputs cannot be brought.
     Failed { reason: String },
     /// What the job printed, or why it is not known.
-    Printed { job: u32, stdout: Result<Bytes, String>, stderr: Result<Bytes, String> },
+    Printed { job: u32, stdout: Result<Content, String>, stderr: Result<Content, String> },
     /// The build was cancelled first.
     Dropped,
+}
+
+/// What a job printed to one stream, to be read once.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// It came with the result.
+    Inline(bytes::buf::Reader<Bytes>),
+    /// It is in the store, as large as it may be.
+    Stored(File),
+}
+
+impl Read for Content {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Inline(bytes) => bytes.read(into),
+            Self::Stored(file) => file.read(into),
+        }
+    }
+}
+
+impl From<Bytes> for Content {
+    fn from(bytes: Bytes) -> Self {
+        Self::Inline(bytes.reader())
+    }
 }
 
 /// The errands of one build.
@@ -179,19 +203,16 @@ impl Courier {
         &self,
         tree: Option<Digest>,
         content: Option<wire::Content>,
-    ) -> Result<Bytes, String> {
-        let Some(wire::Content { inline, blob }) = content else { return Ok(Bytes::new()) };
-        let Some(blob) = blob else { return Ok(inline) };
+    ) -> Result<Content, String> {
+        let Some(wire::Content { inline, blob }) = content else { return Ok(Bytes::new().into()) };
+        let Some(blob) = blob else { return Ok(inline.into()) };
         let digest = Digest::try_from(&blob).map_err(|error| error.to_string())?;
-        if digest.size_bytes() > SHOWN_BYTES {
-            return Err(format!("{} bytes are too many to be shown", digest.size_bytes()));
-        }
         let want = Want { digest, executable: false, hint: tree };
         self.filler.ensure(want).await.map_err(|error| with_causes(&error))?;
         let store = self.filler.store().clone();
-        let read = tokio::task::spawn_blocking(move || store.read(&digest));
-        let read = read.await.map_err(|error| error.to_string())?;
-        read.map_err(|error| with_causes(&error))
+        let opened = tokio::task::spawn_blocking(move || store.open_bytes(&digest));
+        let opened = opened.await.map_err(|error| error.to_string())?;
+        opened.map(Content::Stored).map_err(|error| with_causes(&error))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The event file: one JSON object a line, as things happen.
 //!
-//! Lines are written in the order in which the coordinator numbers them. A file that can no longer be
-//! written is reported once, and the build goes on without it.
+//! Lines are written in the order in which the coordinator numbers them. When the file can no longer
+//! be written the build goes on without it, but does not end well. A pipe whose reader has left is no trouble.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -15,22 +15,25 @@ use distbuild_proto::wire::{self, BuildEvent, JobResult};
 use serde_json::{Map, Value, json};
 
 use super::record::{Record, result_word, succeeded, word};
+use crate::output::is_unwanted;
 
 /// Where events are written, if anywhere.
 #[derive(Debug)]
 pub(crate) struct EventFile {
     file: Option<BufWriter<File>>,
     path: PathBuf,
+    trouble: Option<std::io::Error>,
 }
 
 impl EventFile {
-    /// Begins a file, in place of one that was there; writes nowhere without a path.
+    /// Begins a file, in place of one that was there; writes nowhere without a path. Blocks, for a
+    /// named pipe until somebody reads.
     ///
     /// # Errors
     /// The file cannot be made.
     pub(crate) fn create(path: Option<&Path>) -> std::io::Result<Self> {
         let file = path.map(File::create).transpose()?.map(BufWriter::new);
-        Ok(Self { file, path: path.map(Path::to_owned).unwrap_or_default() })
+        Ok(Self { file, path: path.map(Path::to_owned).unwrap_or_default(), trouble: None })
     }
 
     /// Writes an event that the record has taken in.
@@ -51,10 +54,20 @@ impl EventFile {
         }
     }
 
+    /// Why events are no longer written, once.
+    pub(crate) fn take_trouble(&mut self) -> Option<String> {
+        let error = self.trouble.take()?;
+        Some(format!("failed to write the events to {}: {error}", self.path.display()))
+    }
+
     fn check(&mut self, written: std::io::Result<()>) {
-        if let Err(error) = written {
-            tracing::error!(path = %self.path.display(), %error, "events are no longer written");
-            self.file = None;
+        let Err(error) = written else { return };
+        if let Some(file) = self.file.take() {
+            // What is left in the buffer would only fail again.
+            drop(file.into_parts());
+        }
+        if !is_unwanted(&error) {
+            self.trouble = Some(error);
         }
     }
 }
@@ -192,5 +205,19 @@ mod tests {
             json!({ "seq": 7, "time_ms": 1000, "type": "output", "job": "a", "id": "", "attempt": 1,
                     "stream": "stderr", "data": "aGkK" })
         );
+    }
+
+    #[test]
+    fn a_full_disk_is_told_once() {
+        let mut events = EventFile::create(Some(Path::new("/dev/full"))).unwrap();
+        let graph = Graph::from_json(br#"{ "version": 1, "jobs": [] }"#).unwrap();
+        let record = Record::new(Arc::new(Plan::new(graph, &[]).unwrap()));
+        let body = Some(Body::BuildStarted(wire::BuildStarted::default()));
+        events.write(&BuildEvent { seq: 1, time_ms: 0, body }, &record);
+        events.flush();
+        let trouble = events.take_trouble().unwrap();
+        assert!(trouble.contains("/dev/full") && trouble.contains("No space"), "{trouble}");
+        events.flush();
+        assert!(events.take_trouble().is_none());
     }
 }

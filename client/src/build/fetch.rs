@@ -152,9 +152,16 @@ pub(crate) enum FetchTreeError {
 }
 
 impl FetchTreeError {
-    /// Whether somebody would have to make the outputs again.
+    /// Whether somebody would have to make the outputs again: nobody has them, or what came under
+    /// their name is something else.
     pub(crate) fn is_lost(&self) -> bool {
-        matches!(self, Self::Fetch(FetchError::NotFound(_)))
+        match self {
+            Self::Fetch(FetchError::NotFound(_)) => true,
+            Self::Fetch(FetchError::Store { source, .. }) => {
+                matches!(**source, StoreError::Mismatch { .. } | StoreError::TooLong { .. })
+            }
+            _ => false,
+        }
     }
 }
 
@@ -213,4 +220,35 @@ fn children(
         list.dedup();
     }
     Ok((directories, files))
+}
+
+#[cfg(test)]
+mod tests {
+    use distbuild_cas::StoreConfig;
+    use distbuild_proto::DigestFunction;
+
+    use super::*;
+
+    /// What the build makes of bytes that came under the name of `digest`.
+    fn received(data: &'static [u8], digest: Digest) -> Result<(), FetchTreeError> {
+        let root = tempfile::tempdir().unwrap();
+        let store = DiskStore::open(StoreConfig::new(root.path())).unwrap();
+        let mut receiver = ChunkReceiver::new(store, vec![digest]);
+        let chunk = wire::BlobChunk { data: data.into(), last: true, ..Default::default() };
+        receiver.take(&chunk).unwrap();
+        let result = receiver.finish().pop().unwrap();
+        result.map_err(|error| failed(digest, error).into())
+    }
+
+    #[test]
+    fn damaged_bytes_count_as_lost_and_a_failing_store_does_not() {
+        let digest = DigestFunction::Blake3.digest(b"sound");
+        received(b"sound", digest).unwrap();
+        for data in [&b"sOund"[..], b"sound and more", b"so"] {
+            assert!(received(data, digest).unwrap_err().is_lost());
+        }
+        let thread = ReceiveError::Store(StoreError::Thread);
+        assert!(!FetchTreeError::from(failed(digest, thread)).is_lost());
+        assert!(FetchTreeError::from(failed(digest, ReceiveError::NotFound)).is_lost());
+    }
 }

@@ -97,11 +97,25 @@ impl Options {
 pub(crate) async fn run(args: BuildArgs, interrupt: Interrupt) -> Result<Exit, Failure> {
     let started = Instant::now();
     let options = Options::new(args)?;
-    let events = EventFile::create(options.events.as_deref())
-        .map_err(|error| Failure::usage(format!("failed to write the events: {error}")))?;
-    let plan = {
-        let (path, jobs) = (options.places.graph.clone(), options.jobs.clone());
-        blocking(move || Plan::new(plan::load(&path)?, &jobs)).await?
+    // A graph or an event file may be a pipe that nobody serves.
+    let prepared = async {
+        let (places, jobs) = (options.places.clone(), options.jobs.clone());
+        let plan = blocking(move || {
+            places.check_out()?;
+            Plan::new(plan::load(&places.graph)?, &jobs)
+        })
+        .await?;
+        let path = options.events.clone();
+        let events = blocking(move || {
+            EventFile::create(path.as_deref())
+                .map_err(|error| Failure::usage(format!("failed to write the events: {error}")))
+        })
+        .await?;
+        Ok((events, plan))
+    };
+    let (events, plan) = tokio::select! {
+        prepared = prepared => prepared?,
+        () = interrupt.first() => return Err(Failure::cancelled()),
     };
     let build = Build { options, plan: Arc::new(plan), traffic: Arc::default(), started };
     tokio::select! {
@@ -124,7 +138,7 @@ impl Build {
         let prepared = async { tokio::join!(sources, backend) };
         let (sources, backend) = tokio::select! {
             prepared = prepared => prepared,
-            () = interrupt.first() => return self.refused(Failure::cancelled(), 0),
+            () = interrupt.first() => return self.refused(Failure::cancelled(), 0).await,
         };
         let (sources, backend) = match (sources, backend) {
             (Ok(sources), Ok(backend)) => (sources, backend),
@@ -132,9 +146,9 @@ impl Build {
                 if let Ok(backend) = backend {
                     backend.end().await;
                 }
-                return self.refused(failure, 0);
+                return self.refused(failure, 0).await;
             }
-            (Ok(_), Err(failure)) => return self.refused(failure, 0),
+            (Ok(_), Err(failure)) => return self.refused(failure, 0).await,
         };
         let stat_cache = sources.stat_cache.clone();
         let declared = sources.snapshot.stats().declared_bytes;
@@ -146,7 +160,7 @@ impl Build {
             Ok((session, stream)) => self.follow(session, stream, &backend, interrupt).await,
             Err(failure) => {
                 backend.end().await;
-                return self.refused(failure, declared);
+                return self.refused(failure, declared).await;
             }
         };
         backend.end().await;
@@ -154,7 +168,7 @@ impl Build {
         if let Err(error) = saved {
             tracing::warn!(%error, "digests of outputs not remembered");
         }
-        self.finish(&ended, declared)
+        self.finish(&ended, declared).await
     }
 
     async fn read_sources(&self) -> Result<Sources, Failure> {
@@ -234,7 +248,7 @@ impl Build {
     }
 
     /// A build that never started.
-    fn refused(&self, failure: Failure, declared: u64) -> Result<Exit, Failure> {
+    async fn refused(&self, failure: Failure, declared: u64) -> Result<Exit, Failure> {
         let outcome = match failure.exit {
             // Nothing was built, so there is nothing to sum up.
             Exit::USAGE => return Err(failure),
@@ -244,12 +258,25 @@ impl Build {
         };
         let mut record = Record::new(self.plan.clone());
         record.close(outcome);
-        self.write_summary(&record, outcome, declared)?;
-        Err(failure)
+        match self.write_summary(&record, outcome, declared).await {
+            Err(unwritten) if failure.exit != Exit::CANCELLED => {
+                output::error(failure);
+                Err(unwritten)
+            }
+            Err(unwritten) => {
+                output::error(unwritten);
+                Err(failure)
+            }
+            Ok(()) => Err(failure),
+        }
     }
 
-    fn finish(&self, ended: &Ended, declared: u64) -> Result<Exit, Failure> {
-        self.write_summary(&ended.record, ended.outcome, declared)?;
+    async fn finish(&self, ended: &Ended, declared: u64) -> Result<Exit, Failure> {
+        let mut exit = ended.exit;
+        if let Err(unwritten) = self.write_summary(&ended.record, ended.outcome, declared).await {
+            exit = Exit::of_all([exit, unwritten.exit]);
+            output::error(unwritten);
+        }
         let record = &ended.record;
         let seconds = self.started.elapsed().as_secs_f64();
         let counts: Vec<String> =
@@ -260,16 +287,16 @@ impl Build {
             record.plan().len(),
             counts.join(", "),
         ));
-        Ok(ended.exit)
+        Ok(exit)
     }
 
-    fn write_summary(
+    async fn write_summary(
         &self,
         record: &Record,
         outcome: wire::Outcome,
         declared: u64,
     ) -> Result<(), Failure> {
-        let Some(path) = &self.options.summary else { return Ok(()) };
+        let Some(path) = self.options.summary.clone() else { return Ok(()) };
         let bytes = Bytes {
             declared,
             opened: record.bytes.opened,
@@ -279,9 +306,13 @@ impl Build {
             outputs_received: self.traffic.received(),
         };
         let wall_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Summary::new(record, outcome, wall_ms, bytes).write(path).map_err(|error| {
-            Failure::infrastructure(format!("failed to write the summary {path:?}: {error}"))
+        let text = Summary::new(record, outcome, wall_ms, bytes).to_text();
+        blocking(move || {
+            text.and_then(|text| summary::write(&path, &text)).map_err(|error| {
+                Failure::infrastructure(format!("failed to write the summary {path:?}: {error}"))
+            })
         })
+        .await
     }
 }
 

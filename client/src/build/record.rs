@@ -3,7 +3,7 @@
 //! It holds counts and attempts, never bytes, and decides nothing: the session reads it, the display
 //! shows it, the summary is made of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use distbuild_proto::wire::build_event::Body;
@@ -20,6 +20,7 @@ pub(crate) struct Record {
     pub(crate) build_id: String,
     ids: Vec<String>,
     outcomes: BTreeMap<i32, u64>,
+    outcome_of: HashMap<u32, i32>,
     finished: usize,
     /// Attempts that run, by job and number: on which worker.
     running: BTreeMap<(u32, u32), String>,
@@ -50,6 +51,7 @@ impl Record {
             build_id: String::new(),
             ids: Vec::new(),
             outcomes: BTreeMap::new(),
+            outcome_of: HashMap::new(),
             finished: 0,
             running: BTreeMap::new(),
             attempts: Vec::new(),
@@ -72,16 +74,29 @@ impl Record {
             Body::AttemptFinished(finished) => self.attempt_finished(finished),
             Body::JobFinished(finished) => {
                 self.finished += 1;
-                *self.outcomes.entry(finished.outcome).or_default() += 1;
+                self.set_outcome(finished.job, finished.outcome);
             }
             Body::OutputsRemade(remade) if !succeeded(remade.outcome()) => {
-                *self.outcomes.entry(Outcome::InfraError.into()).or_default() += 1;
+                self.set_outcome(remade.job, Outcome::InfraError.into());
             }
             Body::BuildFinished(finished) => {
                 self.ended = Some(finished.outcome());
                 self.bytes = finished.bytes.unwrap_or_default();
             }
             Body::OutputsRemade(_) | Body::JobQueued(_) | Body::JobWaiting(_) | Body::Output(_) => {
+            }
+        }
+    }
+
+    /// A job counts once: under the way in which it ended last.
+    fn set_outcome(&mut self, job: u32, outcome: i32) {
+        *self.outcomes.entry(outcome).or_default() += 1;
+        if let Some(before) = self.outcome_of.insert(job, outcome)
+            && let Some(count) = self.outcomes.get_mut(&before)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.outcomes.remove(&before);
             }
         }
     }

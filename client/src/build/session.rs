@@ -19,7 +19,8 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::console;
-use super::deliver::{Deliveries, Done, Errand};
+use super::console::{visible, visible_lines};
+use super::deliver::{Content, Deliveries, Done, Errand};
 use super::events::EventFile;
 use super::lend::Lender;
 use super::record::{Record, succeeded};
@@ -28,6 +29,7 @@ use super::submit::send;
 use super::traffic::Traffic;
 use crate::exit::Exit;
 use crate::interrupt::Interrupt;
+use crate::output;
 use crate::progress::{REFRESH, Screen};
 
 /// How long the end of a build may take that was asked to end.
@@ -68,6 +70,8 @@ pub(crate) struct Session {
     troubles: (mpsc::Sender<String>, mpsc::Receiver<String>),
     /// Infrastructure failed on this side.
     spoilt: bool,
+    /// Something that was to be written down is not.
+    untold: bool,
     cancelled: bool,
     /// The coordinator will say no more.
     silent: bool,
@@ -85,6 +89,7 @@ impl Session {
             uploader: None,
             troubles: mpsc::channel(1),
             spoilt: false,
+            untold: false,
             cancelled: false,
             silent: false,
             deadline: None,
@@ -121,6 +126,7 @@ impl Session {
                 _ = redraw.tick() => {
                     self.parts.screen.refresh(&self.parts.record, &self.parts.traffic);
                     self.parts.events.flush();
+                    self.look_at_events();
                 }
             }
         }
@@ -140,8 +146,9 @@ impl Session {
                 }
                 Some(Body::OutputsRemade(remade)) => self.remade(remade).await,
                 Some(Body::JobWaiting(waiting)) => {
-                    let name = self.parts.record.plan().name(waiting.job);
-                    self.parts.screen.note(&format!("{name} waits: {}", waiting.reason));
+                    let name = visible(self.parts.record.plan().name(waiting.job));
+                    let reason = visible_lines(&waiting.reason);
+                    self.parts.screen.note(&format!("{name} waits: {reason}"));
                 }
                 _ => {}
             }
@@ -193,7 +200,8 @@ impl Session {
         } else if let Some((stdout, stderr)) = inline(&result) {
             push_line(text, lines);
             self.say(lines);
-            self.parts.screen.print(stdout, stderr);
+            // Reading what is in memory does not fail.
+            let _ = self.parts.screen.print(stdout, stderr);
         } else {
             self.awaited.insert(job, text.unwrap_or_default());
             self.parts.deliveries.add(Errand::Print { job, result: Box::new(result.clone()) });
@@ -227,8 +235,9 @@ impl Session {
                 self.fetch_outputs(remade.job, &result).await;
             }
         } else {
-            let name = self.parts.record.plan().name(remade.job);
-            self.parts.screen.note(&format!("error: {name}: {}", remade.reason));
+            let name = visible(self.parts.record.plan().name(remade.job));
+            let reason = visible_lines(&remade.reason);
+            self.parts.screen.note(&format!("error: {name}: {reason}"));
         }
     }
 
@@ -258,8 +267,8 @@ impl Session {
     fn printed(
         &mut self,
         job: u32,
-        stdout: Result<bytes::Bytes, String>,
-        stderr: Result<bytes::Bytes, String>,
+        stdout: Result<Content, String>,
+        stderr: Result<Content, String>,
     ) {
         let mut text = self.awaited.remove(&job).unwrap_or_default();
         for (stream, content) in [("stdout", &stdout), ("stderr", &stderr)] {
@@ -274,7 +283,21 @@ impl Session {
         if !text.is_empty() {
             self.parts.screen.note(&text);
         }
-        self.parts.screen.print(&stdout.unwrap_or_default(), &stderr.unwrap_or_default());
+        let nothing = |_| Content::from(bytes::Bytes::new());
+        let (stdout, stderr) = (stdout.unwrap_or_else(nothing), stderr.unwrap_or_else(nothing));
+        if let Err(error) = self.parts.screen.print(stdout, stderr) {
+            let name = self.parts.record.plan().name(job);
+            let text = format!("what {name:?} printed is not shown to its end: {error}");
+            self.parts.screen.note(&text);
+        }
+    }
+
+    /// Events that cannot be written spoil how the build ends, and nothing before.
+    fn look_at_events(&mut self) {
+        if let Some(trouble) = self.parts.events.take_trouble() {
+            self.parts.screen.note(&format!("error: {trouble}"));
+            self.untold = true;
+        }
     }
 
     /// Something is wrong on this side that no job can help: says so, and ends the build.
@@ -327,21 +350,28 @@ impl Session {
         for task in [self.lender.take(), self.uploader.take()].into_iter().flatten() {
             task.abort();
         }
-        let mut parts = self.parts;
-        parts.screen.close();
-        parts.events.flush();
-        let said = parts.record.ended;
-        // The build of somebody else's ctrl-C ends so as well; one that we ended for a trouble does not.
-        let cancelled = self.cancelled || (said == Some(Outcome::Cancelled) && !self.spoilt);
+        self.parts.screen.close();
+        self.parts.events.flush();
+        self.look_at_events();
+        let mut record = self.parts.record;
+        let cancelled = is_cancelled(self.cancelled, self.spoilt, record.ended);
         let left = if cancelled { Outcome::Cancelled } else { Outcome::InfraError };
-        parts.record.close(left);
-        let exits = parts.record.exits();
-        let exits = exits.chain(cancelled.then_some(Exit::CANCELLED));
-        let spoilt = self.spoilt || said == Some(Outcome::InfraError);
+        let spoilt = self.spoilt
+            || self.untold
+            || output::is_lost()
+            || record.ended == Some(Outcome::InfraError);
+        record.close(left);
+        let exits = record.exits().chain(cancelled.then_some(Exit::CANCELLED));
         let exit = Exit::of_all(exits.chain(spoilt.then_some(Exit::INFRASTRUCTURE)));
-        let outcome = outcome_of(exit, &parts.record);
-        Ended { record: parts.record, outcome, exit }
+        let outcome = outcome_of(exit, &record);
+        Ended { record, outcome, exit }
     }
+}
+
+/// Whether a build counts as cancelled: its user has said so here, or somebody at the coordinator has.
+/// One that this side ended for a trouble does not, nor one whose coordinator went away.
+fn is_cancelled(here: bool, spoilt: bool, said: Option<Outcome>) -> bool {
+    here || (said == Some(Outcome::Cancelled) && !spoilt)
 }
 
 /// The outcome of a build that ends with this code.
@@ -377,4 +407,19 @@ fn inline(result: &wire::JobResult) -> Option<(&[u8], &[u8])> {
     let stdout = result.stdout.as_ref().map_or(&[][..], |content| &content.inline);
     let stderr = result.stderr.as_ref().map_or(&[][..], |content| &content.inline);
     Some((stdout, stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_cancelled_by_its_user_or_by_the_word_of_the_coordinator_alone() {
+        assert!(is_cancelled(true, false, None));
+        assert!(is_cancelled(true, true, Some(Outcome::InfraError)));
+        assert!(is_cancelled(false, false, Some(Outcome::Cancelled)));
+        assert!(!is_cancelled(false, true, Some(Outcome::Cancelled)));
+        assert!(!is_cancelled(false, false, Some(Outcome::InfraError)));
+        assert!(!is_cancelled(false, true, None));
+    }
 }

@@ -1,5 +1,6 @@
 //! The summary: one JSON object about a build, whole or not there.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -86,24 +87,37 @@ impl<'a> Summary<'a> {
         Self { outcome, build_id: &record.build_id, wall_ms, jobs, bytes, attempts }
     }
 
-    /// Writes the object to a file, in place of what was there.
+    /// The text of the object.
     ///
     /// # Errors
-    /// The directory cannot be written to.
-    pub(crate) fn write(&self, path: &Path) -> std::io::Result<()> {
+    /// None that is known.
+    pub(crate) fn to_text(&self) -> std::io::Result<Vec<u8>> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        let mut draft = path.as_os_str().to_owned();
-        draft.push(format!(".{}.tmp", std::process::id()));
-        let draft = std::path::PathBuf::from(draft);
-        let written = std::fs::File::create(&draft)
-            .and_then(|mut file| file.write_all(&text))
-            .and_then(|()| std::fs::rename(&draft, path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&draft);
-        }
-        written
+        Ok(text)
     }
+}
+
+/// Writes a text to a file, in place of what was there; into what is not a file of its own, like a pipe,
+/// a device or a link, it is written as it stands. Blocks, for a named pipe until somebody reads.
+///
+/// # Errors
+/// The directory or the file cannot be written to.
+pub(crate) fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        let file = File::options().write(true).create(true).truncate(true).open(path);
+        return file.and_then(|mut file| file.write_all(text));
+    }
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}.tmp", std::process::id()));
+    let draft = std::path::PathBuf::from(draft);
+    let written = File::create(&draft)
+        .and_then(|mut file| file.write_all(text))
+        .and_then(|()| std::fs::rename(&draft, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    written
 }
 
 fn line<'a>(record: &'a Record, attempt: &'a Attempt) -> AttemptLine<'a> {
@@ -217,10 +231,22 @@ mod tests {
         let path = directory.path().join("summary.json");
         std::fs::write(&path, "old").unwrap();
         let record = record();
-        Summary::new(&record, Outcome::Failed, 1, Bytes::default()).write(&path).unwrap();
+        let summary = Summary::new(&record, Outcome::Failed, 1, Bytes::default());
+        write(&path, &summary.to_text().unwrap()).unwrap();
         let value: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(value["outcome"], "failed");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_device_is_written_to_and_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("full");
+        std::os::unix::fs::symlink("/dev/full", &link).unwrap();
+        let error = write(&link, b"{}\n").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }
