@@ -4,13 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Path of the binary, built first if need be, in the profile of the test itself.
+/// Names a binary that is taken as it is, for a build that is already installed, or to measure one
+/// while its sources change.
+const GIVEN: &str = "DISTBUILD_TEST_BINARY";
+
+/// Path of the binary, built first if need be, in the profile of the test itself; or the one that
+/// the environment variable `DISTBUILD_TEST_BINARY` names.
 ///
 /// # Panics
 /// It cannot be built.
 pub fn distbuild() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(given) = std::env::var_os(GIVEN) {
+            return given.into();
+        }
         let test = std::env::current_exe().expect("a test knows its own path");
         let directory = test
             .ancestors()

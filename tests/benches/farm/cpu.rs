@@ -7,15 +7,27 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 /// Seconds that a process and its descendants have used, those that have ended and were waited for
 /// included. The kernel counts in ticks of 10 ms.
 pub(crate) fn of_tree(root: Pid) -> f64 {
-    let processes: Vec<Stat> = std::fs::read_dir("/proc").unwrap().filter_map(Stat::read).collect();
+    let processes = Stat::read_all();
     let mut tree = vec![root.as_raw()];
     let mut ticks = 0;
     while let Some(pid) = tree.pop() {
-        ticks += processes.iter().find(|stat| stat.pid == pid).map_or(0, |stat| stat.ticks);
+        let known = processes.iter().find(|stat| stat.pid == pid);
+        ticks += known.map_or(0, |stat| stat.own_ticks + stat.waited_ticks);
         tree.extend(processes.iter().filter(|stat| stat.parent == pid).map(|stat| stat.pid));
     }
-    let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
-    ticks as f64 / per_second as f64
+    seconds(ticks)
+}
+
+/// Seconds that the children of a process have used themselves, without what they started. The child of
+/// a worker is the process that serves its mount.
+pub(crate) fn of_children(parent: Pid) -> f64 {
+    let processes = Stat::read_all();
+    let children = processes.iter().filter(|stat| stat.parent == parent.as_raw());
+    seconds(children.map(|stat| stat.own_ticks).sum())
+}
+
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64
 }
 
 /// Seconds that commands of this process have used that were waited for.
@@ -27,10 +39,16 @@ pub(crate) fn of_commands() -> f64 {
 struct Stat {
     pid: i32,
     parent: i32,
-    ticks: u64,
+    own_ticks: u64,
+    /// Of children that were waited for.
+    waited_ticks: u64,
 }
 
 impl Stat {
+    fn read_all() -> Vec<Self> {
+        std::fs::read_dir("/proc").unwrap().filter_map(Self::read).collect()
+    }
+
     /// Of an entry of `/proc`; none if that is no process, or one that has just ended.
     fn read(entry: std::io::Result<std::fs::DirEntry>) -> Option<Self> {
         let entry = entry.unwrap();
@@ -39,8 +57,11 @@ impl Stat {
         // The name in brackets may hold anything; from the state on, fields are numbered from 3.
         let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
         let parent = fields[4 - 3].parse().ok()?;
-        // utime, stime, and both of the children that were waited for.
-        let ticks = fields[14 - 3..=17 - 3].iter().filter_map(|field| field.parse::<u64>().ok());
-        Some(Self { pid, parent, ticks: ticks.sum() })
+        // Of each kind the user's and the system's.
+        let ticks = |from: usize| {
+            let pair = fields[from - 3..=from - 2].iter();
+            pair.filter_map(|field| field.parse::<u64>().ok()).sum()
+        };
+        Some(Self { pid, parent, own_ticks: ticks(14), waited_ticks: ticks(16) })
     }
 }

@@ -51,6 +51,15 @@ fn a_build_without_a_coordinator_runs_here_and_is_cached_the_second_time() {
 }
 
 #[test]
+fn a_job_that_this_machine_can_never_run_ends_the_build_with_code_four() {
+    let mut job = shell("huge", "true");
+    job["resources"] = json!({ "cores": 4000 });
+    let project = Project::with_jobs(json!([job]));
+    let build = Build::of(&project.graph()).run();
+    assert_eq!((build.code, build.jobs("no_worker")), (4, 1), "{}", build.stderr);
+}
+
+#[test]
 fn two_embedded_builds_at_once_share_the_cache() {
     let cache = tempfile::tempdir().unwrap();
     let projects: Vec<_> = (0..2)
