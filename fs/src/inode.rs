@@ -130,9 +130,9 @@ impl Node {
 
     fn attributes(&self, ino: Ino) -> Attributes {
         let (kind, size_bytes, permissions) = match self {
-            Self::Directory(_) => (NodeKind::Directory, 0, 0o555),
+            Self::Directory(_) => (NodeKind::Directory, 0, 0o755),
             Self::File(FileNode { key, .. }) => {
-                let permissions = if key.executable { 0o555 } else { 0o444 };
+                let permissions = if key.executable { 0o755 } else { 0o644 };
                 (NodeKind::File, key.digest.size_bytes(), permissions)
             }
             Self::Symlink(node) => (NodeKind::Symlink, node.target.len() as u64, 0o777),

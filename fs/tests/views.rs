@@ -221,10 +221,10 @@ fn observed(node: Option<&Plain>) -> Observed {
 
 fn check_attributes(attributes: &Attributes, model: &Plain) {
     let expected = match model {
-        Plain::File { executable: true, .. } => (NodeKind::File, 1, 0o555),
-        Plain::File { executable: false, .. } => (NodeKind::File, 1, 0o444),
+        Plain::File { executable: true, .. } => (NodeKind::File, 1, 0o755),
+        Plain::File { executable: false, .. } => (NodeKind::File, 1, 0o644),
         Plain::Link(_) => (NodeKind::Symlink, 1, 0o777),
-        Plain::Directory(_) => (NodeKind::Directory, 0, 0o555),
+        Plain::Directory(_) => (NodeKind::Directory, 0, 0o755),
     };
     assert_eq!((attributes.kind, attributes.size_bytes, attributes.permissions), expected);
 }

@@ -78,9 +78,9 @@ fn a_tree_reads_as_it_was_written() {
     assert_eq!(fs::read_dir(at("none")).unwrap().count(), 0);
 
     for (name, mode, size) in [
-        ("src", 0o040_555, 0),
-        ("src/a.c", 0o100_444, 7),
-        ("tool", 0o100_555, 17),
+        ("src", 0o040_755, 0),
+        ("src/a.c", 0o100_644, 7),
+        ("tool", 0o100_755, 17),
         ("link", 0o120_777, 7),
     ] {
         let meta = fs::symlink_metadata(at(name)).unwrap();

@@ -19,7 +19,8 @@ fn modes_symlinks_empty_directories_and_odd_names_survive_from_source_to_output(
         "copy",
         &["tree"],
         &[],
-        "cp -R tree/. {{OUTPUT_DIR}}/",
+        "cp -R tree/. {{OUTPUT_DIR}}/; \
+         stat -c '%a %n' tree tree/tool tree/data > {{OUTPUT_DIR}}/modes",
     )]));
     project.file_with_mode("tree/tool", "#!/bin/sh\n", 0o755);
     project.file_with_mode("tree/data", "data", 0o644);
@@ -32,6 +33,11 @@ fn modes_symlinks_empty_directories_and_odd_names_survive_from_source_to_output(
     farm.build(&project.graph()).succeed();
     let out = project.out("copy");
     assert_eq!((mode(&out.join("tool")), mode(&out.join("data"))), (0o755, 0o644));
+    assert_eq!(
+        std::fs::read_to_string(out.join("modes")).unwrap(),
+        "755 tree\n755 tree/tool\n644 tree/data\n",
+        "a job sees the modes that its outputs will have"
+    );
     assert_eq!(std::fs::read(out.join("empty")).unwrap(), b"");
     assert_eq!(std::fs::read(out.join("with space\nand newline")).unwrap(), b"odd");
     assert_eq!(std::fs::read(out.join(OsStr::from_bytes(b"not \xff utf-8"))).unwrap(), b"bytes");
@@ -57,6 +63,27 @@ fn outputs_with_odd_modes_and_hard_links_reach_the_client_and_the_next_job() {
     assert_eq!((mode(&out.join("secret")), mode(&out.join("run"))), (0o644, 0o755));
     assert_eq!(mode(&out.join("twin")), 0o755);
     assert_eq!(std::fs::read(out.join("closed/in")).unwrap(), b"y\n");
+}
+
+#[test]
+fn a_job_may_change_its_copy_of_an_input_but_never_the_input() {
+    let farm = Farm::start(1);
+    let project = Project::with_jobs(json!([shell_with(
+        "edit",
+        &["tree"],
+        &[],
+        "cp -R tree {{OUTPUT_DIR}}/copy; echo more >> {{OUTPUT_DIR}}/copy/data; \
+         rm {{OUTPUT_DIR}}/copy/tool; echo new > {{OUTPUT_DIR}}/copy/new; \
+         ! { echo more >> tree/data; } 2> {{OUTPUT_DIR}}/append; ! touch tree/new; ! rm tree/data",
+    )]));
+    project.file("tree/data", "data\n");
+    project.file_with_mode("tree/tool", "tool", 0o755);
+    farm.build(&project.graph()).succeed();
+    let out = project.out("edit");
+    assert_eq!(std::fs::read(out.join("copy/data")).unwrap(), b"data\nmore\n");
+    assert!(out.join("copy/new").exists() && !out.join("copy/tool").exists());
+    let refused = std::fs::read_to_string(out.join("append")).unwrap();
+    assert!(refused.contains("Read-only file system"), "{refused}");
 }
 
 #[test]
