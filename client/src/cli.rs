@@ -146,8 +146,8 @@ pub(crate) struct CoordinatorArgs {
 
 /// Serve as worker until SIGTERM, which drains it, or SIGINT.
 ///
-/// Prints one line, "listening grpc=HOST:PORT http=-", on stdout once it serves; grpc is where peers
-/// dial it, or "-".
+/// Prints one line, "listening grpc=HOST:PORT http=-", on stdout once it serves; grpc is where it listens
+/// for peers, or "-".
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
     /// The coordinator to work for: host:port or unix:/path
@@ -178,6 +178,10 @@ pub(crate) struct WorkerArgs {
     /// free port of this machine's loopback address, or of all addresses if the coordinator is elsewhere]
     #[arg(long, value_name = "ADDR|off")]
     pub(crate) peer_listen: Option<Listen>,
+
+    /// What peer workers are told to dial instead, where an address is translated on the way: host:port
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer_advertise: Option<Address>,
 
     #[command(flatten)]
     pub(crate) plaintext: PlaintextArgs,

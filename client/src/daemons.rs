@@ -103,6 +103,7 @@ fn worker_config(args: WorkerArgs) -> Result<WorkerConfig, Failure> {
     config.exclusive = true;
     config.insecure_network = args.plaintext.insecure_network;
     config.peer_listen = peer_listen;
+    config.peer_advertise = args.peer_advertise;
     if let Some(cores) = args.cores {
         config.milli_cores = cores.0;
     }

@@ -8,9 +8,11 @@ pub mod build;
 pub mod daemon;
 pub mod farm;
 pub mod project;
+pub mod slow_link;
 pub mod wait;
 
 pub use build::{Build, Finished};
 pub use daemon::Daemon;
 pub use farm::Farm;
 pub use project::Project;
+pub use slow_link::{Conditions, SlowLink};

@@ -28,7 +28,7 @@ struct PeerBlobs {
     streams: Arc<Semaphore>,
 }
 
-/// Listens for peers until `stop` is cancelled. Gives the address that peers are to dial.
+/// Listens for peers until `stop` is cancelled. Gives the address where they reach it.
 ///
 /// # Errors
 /// The address is taken, does not exist or would show plaintext to other machines.
@@ -44,10 +44,7 @@ pub(crate) async fn serve(
     let listener = Listener::bind(listen)
         .await
         .map_err(|source| WorkerError::Listen { address: listen.clone(), source })?;
-    let address = match &config.peer_advertise {
-        Some(advertised) => advertised.clone(),
-        None => reachable(listener.address(), &config.coordinator),
-    };
+    let address = reachable(listener.address(), &config.coordinator);
     let service = PeerBlobs { store, streams: Arc::new(Semaphore::new(config.limits.max_serving)) };
     let service = BlobsServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     tokio::spawn(async move {

@@ -212,7 +212,7 @@ impl RunningWorker {
         self.agent.store.clone()
     }
 
-    /// Where peers reach this worker, if it listens for them; a port 0 has become a real one.
+    /// Where this worker listens for peers, if it does; a port 0 has become a real one.
     pub fn peer_address(&self) -> Option<&Address> {
         self.peer_address.as_ref()
     }
@@ -290,6 +290,7 @@ fn hello(
     notes: &[String],
 ) -> wire::WorkerHello {
     let mut properties = config.properties.clone();
+    let dialled = peer_address.map(|listening| config.peer_advertise.as_ref().unwrap_or(listening));
     let own = [("os", "linux".to_owned()), ("arch", arch().to_owned()), (TOOLCHAIN, toolchain)];
     for (key, value) in own {
         properties.entry(key.to_owned()).or_insert(value);
@@ -301,7 +302,7 @@ fn hello(
         properties: properties.into_iter().collect(),
         milli_cores: config.milli_cores,
         memory_bytes: config.memory_bytes,
-        peer_address: peer_address.map(Address::to_string).unwrap_or_default(),
+        peer_address: dialled.map(Address::to_string).unwrap_or_default(),
         notes: notes.to_vec(),
         ..Default::default()
     }
