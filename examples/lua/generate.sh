@@ -10,14 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 
-# Where cargo keeps the sources of the lua-src crate.
-manifest=$(cargo metadata --format-version 1 --locked --manifest-path "$here/../../Cargo.toml" |
-  tr ',' '\n' | sed -n 's/.*"manifest_path":"\([^"]*\/lua-src-[^"]*\)".*/\1/p' | head -n 1)
-if [ -z "$manifest" ]; then
-  echo "$0: cargo metadata does not name the crate lua-src" >&2
-  exit 1
-fi
-crate=$(dirname "$manifest")
+crate=$("$here/../crate_dir.sh" lua-src)
 
 rm -rf "$out/lua-src" "$out/host"
 cp -R "$crate" "$out/lua-src"

@@ -6,6 +6,7 @@
 pub mod binary;
 pub mod build;
 pub mod daemon;
+pub mod example;
 pub mod farm;
 pub mod project;
 pub mod slow_link;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use distbuild_tests::{Farm, Project};
+use distbuild_tests::{Farm, Project, example};
 use serde_json::Value;
 
 use crate::samples::{Samples, in_turns, seconds};
@@ -16,17 +16,8 @@ use crate::table::{self, Unit};
 const ROUNDS: usize = 3;
 const WORKERS: [usize; 3] = [1, 2, 4];
 
-/// The project of `examples/lua`.
-pub(crate) fn generate() -> Project {
-    let project = Project::new();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/lua/generate.sh");
-    let output = Command::new(script).arg(project.path()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    project
-}
-
 pub(crate) fn run() {
-    let project = generate();
+    let project = example::lua();
     write_makefile(&project);
     let mut ratios = [const { Vec::new() }; WORKERS.len()];
     let [one_ratio, two_ratio, four_ratio] = &mut ratios;

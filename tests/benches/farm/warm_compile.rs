@@ -7,10 +7,9 @@
 //! knows everything. The shell in the job tells the time of each compile; that of the process which serves
 //! the mount is read from outside, and counts whole, with the set-up of the action.
 
-use distbuild_tests::{Farm, Project};
+use distbuild_tests::{Farm, Project, example};
 use serde_json::json;
 
-use crate::cold_lua::generate;
 use crate::cpu;
 use crate::samples::Samples;
 use crate::table::{self, Unit};
@@ -55,7 +54,7 @@ pub(crate) fn run() {
 }
 
 fn project() -> Project {
-    let project = generate();
+    let project = example::lua();
     let sources = project.join("lua-src");
     let directories = std::fs::read_dir(&sources).unwrap().map(|entry| entry.unwrap().path());
     let lua = directories.filter(|path| path.join("lapi.c").is_file()).max().unwrap();

@@ -1,17 +1,8 @@
 //! A real project: Lua 5.4 on three worker processes, as the example lays it out.
 
 use std::path::Path;
-use std::process::Command;
 
-use distbuild_tests::{Farm, Project};
-
-fn generate() -> Project {
-    let project = Project::new();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/lua/generate.sh");
-    let output = Command::new(script).arg(project.path()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    project
-}
+use distbuild_tests::{Farm, Project, example};
 
 fn lua_directory(project: &Project) -> String {
     let mut names = std::fs::read_dir(project.join("lua-src")).unwrap().flatten();
@@ -44,7 +35,7 @@ fn append(path: &Path, text: &str) {
 #[test]
 fn lua_on_three_workers_from_empty_caches_to_every_kind_of_second_build() {
     let mut farm = Farm::start(3);
-    let project = generate();
+    let project = example::lua();
 
     let cold = farm.build(&project.graph()).succeed();
     assert_eq!((cold.jobs("total"), cold.jobs("executed")), (35, 35));

@@ -9,3 +9,4 @@ mod faults;
 mod lazy;
 mod lua;
 mod modes;
+mod zstd;
