@@ -6,7 +6,12 @@
 //! batches grow with the load and cost no latency without it. A large blob is a call of its own,
 //! in a lane of its own, so that it never holds up small ones.
 //!
-//! Every call has a deadline, both lanes have a limit, and so has the queue. A waiter that goes
+//! What is fetched ahead of its need waits in a third lane, with few and small calls of its own: it takes no
+//! call from what is waited for. A flight that comes to be waited for leaves that lane for the one where it
+//! belongs; if it is under way by then, its failure says nothing yet, since a source may do less for what
+//! nobody waits for.
+//!
+//! Every call has a deadline, every lane has a limit, and so has the queue. A waiter that goes
 //! away takes nothing from the others; a flight that nobody waits for any more is not begun.
 //! Nothing is tried twice: a source knows better than this module what is worth a second try.
 
@@ -111,8 +116,13 @@ pub struct FillerConfig {
     pub batch_blobs: usize,
     /// Bytes in one call; a blob larger than this is a large one.
     pub batch_bytes: u64,
-    /// Blobs that wait for their call.
+    /// Blobs that wait for their call, and as many that wait to be fetched ahead.
     pub max_queued: usize,
+    /// Calls for what is fetched ahead under way at once.
+    pub ahead_calls: usize,
+    /// Bytes in one such call, if it holds more than one blob: what may lie before an urgent blob on a narrow
+    /// link.
+    pub ahead_bytes: u64,
     /// How long a call may take, whatever its size.
     pub call_deadline: Duration,
     /// A call may take longer than that by its bytes at this speed, in bytes a second.
@@ -127,6 +137,8 @@ impl Default for FillerConfig {
             batch_blobs: 512,
             batch_bytes: 4 << 20,
             max_queued: 65_536,
+            ahead_calls: 2,
+            ahead_bytes: 1 << 20,
             call_deadline: Duration::from_secs(30),
             slowest_bytes_per_second: 256 << 10,
         }
@@ -155,27 +167,93 @@ type Outcome = Option<Result<(), FetchError>>;
 
 struct State<H> {
     /// Every blob that waits or is on its way.
-    flights: HashMap<Digest, watch::Sender<Outcome>>,
-    small: Lane<H>,
-    large: Lane<H>,
+    flights: HashMap<Digest, Flight>,
+    small: Queue<H>,
+    large: Queue<H>,
+    ahead: Queue<H>,
 }
 
-struct Lane<H> {
+/// Where a flight waits for its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Small,
+    Large,
+    Ahead,
+}
+
+struct Flight {
+    lane: Lane,
+    under_way: bool,
+    outcome: watch::Sender<Outcome>,
+}
+
+/// The wants of a lane, in the order of arrival. One whose flight has ended, or has left for another lane, is
+/// left out when its turn comes.
+struct Queue<H> {
     waiting: VecDeque<Want<H>>,
     calls: usize,
 }
 
-impl<H> Default for Lane<H> {
+/// Limits of a lane.
+struct LaneLimits {
+    calls: usize,
+    blobs: usize,
+    bytes: u64,
+}
+
+impl<H> Default for Queue<H> {
     fn default() -> Self {
         Self { waiting: VecDeque::new(), calls: 0 }
     }
 }
 
+impl<H> State<H> {
+    fn queue(&mut self, lane: Lane) -> &mut Queue<H> {
+        match lane {
+            Lane::Small => &mut self.small,
+            Lane::Large => &mut self.large,
+            Lane::Ahead => &mut self.ahead,
+        }
+    }
+}
+
+/// A blob that is fetched ahead of its need. If this is dropped before its call has begun, it is not fetched.
+#[derive(Debug)]
+pub struct Ahead {
+    digest: Digest,
+    outcome: watch::Receiver<Outcome>,
+}
+
+impl Ahead {
+    /// Which blob.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Returns when it is known whether the blob has come.
+    pub async fn landed(&mut self) -> bool {
+        self.outcome.wait_for(Option::is_some).await.is_ok_and(|outcome| is_landed(&outcome))
+    }
+
+    /// Whether the blob has come.
+    pub fn has_landed(&self) -> bool {
+        is_landed(&self.outcome.borrow())
+    }
+}
+
+fn is_landed(outcome: &Outcome) -> bool {
+    matches!(outcome, Some(Ok(())))
+}
+
 impl<S: Source> Filler<S> {
     /// A filler of `store`.
     pub fn new(store: DiskStore, source: S, config: FillerConfig) -> Self {
-        let state =
-            State { flights: HashMap::new(), small: Lane::default(), large: Lane::default() };
+        let state = State {
+            flights: HashMap::new(),
+            small: Queue::default(),
+            large: Queue::default(),
+            ahead: Queue::default(),
+        };
         Self { shared: Arc::new(Shared { store, source, config, state: Mutex::new(state) }) }
     }
 
@@ -196,15 +274,30 @@ impl<S: Source> Filler<S> {
     /// # Errors
     /// Why it could not be fetched.
     pub async fn ensure(&self, want: Want<S::Hint>) -> Result<(), FetchError> {
-        if self.shared.store.contains(&want.digest) {
-            return Ok(());
-        }
         let digest = want.digest;
-        let mut flight = self.shared.join(want)?;
-        match flight.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or(Err(FetchError::Abandoned(digest))),
-            Err(_) => Err(FetchError::Abandoned(digest)),
+        loop {
+            if self.shared.store.contains(&digest) {
+                return Ok(());
+            }
+            let (mut flight, ahead) = self.shared.join(want.clone())?;
+            let outcome = match flight.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone().unwrap_or(Err(FetchError::Abandoned(digest))),
+                Err(_) => Err(FetchError::Abandoned(digest)),
+            };
+            // Nobody waited when that call was made: now somebody does.
+            if outcome.is_ok() || !ahead {
+                return outcome;
+            }
         }
+    }
+
+    /// Begins to bring blobs that nobody waits for yet, after all that somebody waits for. Gives those that are
+    /// brought because of this call: not what is there or on its way, nor what finds no room. Runs on a tokio
+    /// runtime.
+    pub fn fetch_ahead(&self, wants: Vec<Want<S::Hint>>) -> Vec<Ahead> {
+        let begun = self.shared.enter_ahead(wants);
+        self.shared.depart(Lane::Ahead);
+        begun
     }
 
     /// How many blobs wait or are on their way.
@@ -214,55 +307,95 @@ impl<S: Source> Filler<S> {
 }
 
 impl<S: Source> Shared<S> {
-    /// The flight of a blob, begun if there is none.
-    fn join(self: &Arc<Self>, want: Want<S::Hint>) -> Result<watch::Receiver<Outcome>, FetchError> {
+    /// The flight of a blob, begun if there is none; and whether its call was made ahead of the need.
+    fn join(
+        self: &Arc<Self>,
+        want: Want<S::Hint>,
+    ) -> Result<(watch::Receiver<Outcome>, bool), FetchError> {
         let small = want.digest.size_bytes() <= self.config.batch_bytes;
+        let lane = if small { Lane::Small } else { Lane::Large };
         let receiver = {
             let mut state = self.state.lock();
-            if let Some(flight) = state.flights.get(&want.digest) {
-                return Ok(flight.subscribe());
-            }
             let queued = state.small.waiting.len() + state.large.waiting.len();
-            if queued >= self.config.max_queued {
-                return Err(FetchError::Overloaded(queued));
-            }
-            let (sender, receiver) = watch::channel(None);
-            state.flights.insert(want.digest, sender);
-            let lane = if small { &mut state.small } else { &mut state.large };
-            lane.waiting.push_back(want);
+            let full = queued >= self.config.max_queued;
+            let receiver = match state.flights.get_mut(&want.digest) {
+                Some(flight) if flight.lane != Lane::Ahead || flight.under_way => {
+                    return Ok((flight.outcome.subscribe(), flight.lane == Lane::Ahead));
+                }
+                _ if full => return Err(FetchError::Overloaded(queued)),
+                Some(flight) => {
+                    flight.lane = lane;
+                    flight.outcome.subscribe()
+                }
+                None => {
+                    let (outcome, receiver) = watch::channel(None);
+                    let flight = Flight { lane, under_way: false, outcome };
+                    state.flights.insert(want.digest, flight);
+                    receiver
+                }
+            };
+            state.queue(lane).waiting.push_back(want);
             receiver
         };
-        self.depart(small);
-        Ok(receiver)
+        self.depart(lane);
+        Ok((receiver, false))
+    }
+
+    /// Flights of blobs that are not there, begun in the lane of what is fetched ahead.
+    fn enter_ahead(&self, wants: Vec<Want<S::Hint>>) -> Vec<Ahead> {
+        let missing = wants.into_iter().filter(|want| !self.store.contains(&want.digest));
+        let missing: Vec<_> = missing.collect();
+        let mut state = self.state.lock();
+        let mut begun = Vec::new();
+        for want in missing {
+            let digest = want.digest;
+            if state.ahead.waiting.len() >= self.config.max_queued
+                || state.flights.contains_key(&digest)
+            {
+                continue;
+            }
+            let (outcome, receiver) = watch::channel(None);
+            let flight = Flight { lane: Lane::Ahead, under_way: false, outcome };
+            state.flights.insert(digest, flight);
+            state.ahead.waiting.push_back(want);
+            begun.push(Ahead { digest, outcome: receiver });
+        }
+        begun
     }
 
     /// Begins as many calls of a lane as it has room for. The state is not locked while a call is
     /// spawned: a runtime that shuts down drops the call at once, and that takes the lock.
-    fn depart(self: &Arc<Self>, small: bool) {
-        while let Some(batch) = self.next_batch(small) {
+    fn depart(self: &Arc<Self>, lane: Lane) {
+        while let Some(batch) = self.next_batch(lane) {
             let left = batch.iter().map(|want| want.digest).collect();
-            let call = Call { shared: self.clone(), small, left };
+            let call = Call { shared: self.clone(), lane, left };
             tokio::spawn(call.run(batch));
         }
     }
 
     /// What goes out next, if the lane has room for a call; the call counts from here on.
-    fn next_batch(&self, small: bool) -> Option<Vec<Want<S::Hint>>> {
+    fn next_batch(&self, lane: Lane) -> Option<Vec<Want<S::Hint>>> {
         let mut state = self.state.lock();
-        let state = &mut *state;
-        let (lane, limit, blobs) = match small {
-            true => (&mut state.small, self.config.small_calls, self.config.batch_blobs),
-            false => (&mut state.large, self.config.large_calls, 1),
-        };
-        if lane.calls >= limit.max(1) {
+        let limits = self.limits(lane);
+        if state.queue(lane).calls >= limits.calls.max(1) {
             return None;
         }
-        let batch = take_batch(lane, &mut state.flights, blobs, self.config.batch_bytes);
+        let batch = take_batch(&mut state, lane, &limits);
         if batch.is_empty() {
             return None;
         }
-        lane.calls += 1;
+        state.queue(lane).calls += 1;
         Some(batch)
+    }
+
+    fn limits(&self, lane: Lane) -> LaneLimits {
+        let config = &self.config;
+        let (calls, blobs, bytes) = match lane {
+            Lane::Small => (config.small_calls, config.batch_blobs, config.batch_bytes),
+            Lane::Large => (config.large_calls, 1, config.batch_bytes),
+            Lane::Ahead => (config.ahead_calls, config.batch_blobs, config.ahead_bytes),
+        };
+        LaneLimits { calls, blobs, bytes }
     }
 
     fn deadline(&self, wants: &[Want<S::Hint>]) -> Duration {
@@ -273,25 +406,24 @@ impl<S: Source> Shared<S> {
 }
 
 /// In the order of arrival, leaving out what nobody waits for any more.
-fn take_batch<H>(
-    lane: &mut Lane<H>,
-    flights: &mut HashMap<Digest, watch::Sender<Outcome>>,
-    max_blobs: usize,
-    max_bytes: u64,
-) -> Vec<Want<H>> {
+fn take_batch<H>(state: &mut State<H>, lane: Lane, limits: &LaneLimits) -> Vec<Want<H>> {
     let mut batch = Vec::new();
     let mut bytes = 0u64;
-    while let Some(want) = lane.waiting.pop_front() {
-        let unwanted = flights.get(&want.digest).is_none_or(|flight| flight.is_closed());
-        if unwanted {
-            flights.remove(&want.digest);
+    while let Some(want) = state.queue(lane).waiting.pop_front() {
+        let Some(flight) = state.flights.get_mut(&want.digest) else { continue };
+        if flight.lane != lane || flight.under_way {
+            continue;
+        }
+        if flight.outcome.is_closed() {
+            state.flights.remove(&want.digest);
             continue;
         }
         bytes = bytes.saturating_add(want.digest.size_bytes());
-        if !batch.is_empty() && (batch.len() >= max_blobs || bytes > max_bytes) {
-            lane.waiting.push_front(want);
+        if !batch.is_empty() && (batch.len() >= limits.blobs || bytes > limits.bytes) {
+            state.queue(lane).waiting.push_front(want);
             break;
         }
+        flight.under_way = true;
         batch.push(want);
     }
     batch
@@ -300,7 +432,7 @@ fn take_batch<H>(
 /// One call of the source. However it ends, every blob of it gets an answer and the lane goes on.
 struct Call<S: Source> {
     shared: Arc<Shared<S>>,
-    small: bool,
+    lane: Lane,
     /// The blobs without an answer.
     left: HashSet<Digest>,
 }
@@ -331,7 +463,7 @@ impl<S: Source> Call<S> {
         self.left.remove(&digest);
         if let Some(flight) = self.shared.state.lock().flights.remove(&digest) {
             // Nobody may wait any more, and that is fine.
-            let _ = flight.send(Some(outcome));
+            let _ = flight.outcome.send(Some(outcome));
         }
     }
 }
@@ -342,15 +474,14 @@ impl<S: Source> Drop for Call<S> {
             let mut state = self.shared.state.lock();
             for digest in self.left.drain() {
                 if let Some(flight) = state.flights.remove(&digest) {
-                    let _ = flight.send(Some(Err(FetchError::Abandoned(digest))));
+                    let _ = flight.outcome.send(Some(Err(FetchError::Abandoned(digest))));
                 }
             }
-            let lane = if self.small { &mut state.small } else { &mut state.large };
-            lane.calls -= 1;
+            state.queue(self.lane).calls -= 1;
         }
         // Outside a runtime nothing can go on, and nobody waits.
         if tokio::runtime::Handle::try_current().is_ok() {
-            self.shared.depart(self.small);
+            self.shared.depart(self.lane);
         }
     }
 }

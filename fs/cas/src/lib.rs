@@ -34,7 +34,7 @@ pub use config::StoreConfig;
 pub use disk::DiskStore;
 pub use error::{FullReason, StoreError};
 pub use evict::Eviction;
-pub use filler::{FetchError, Filler, FillerConfig, Source, Want};
+pub use filler::{Ahead, FetchError, Filler, FillerConfig, Source, Want};
 pub use index::Evicted;
 pub use layout::Layout;
 pub use lease::Lease;

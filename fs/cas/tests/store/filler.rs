@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use distbuild_cas::{DiskStore, FetchError, Filler, FillerConfig, Source, StoreError, Want};
+use distbuild_cas::{Ahead, DiskStore, FetchError, Filler, FillerConfig, Source, StoreError, Want};
 use distbuild_proto::Digest;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -83,6 +83,8 @@ fn scene(blobs: &[Vec<u8>], open_gates: usize, answer: fn(Digest) -> Answer) -> 
         batch_blobs: 10,
         batch_bytes: 100,
         max_queued: 20,
+        ahead_calls: 1,
+        ahead_bytes: 40,
         ..FillerConfig::default()
     };
     let filler = Filler::new(open(root.path()), source.clone(), config);
@@ -109,6 +111,10 @@ impl Scene {
             .collect();
         settle().await;
         asked
+    }
+
+    fn ask_ahead(&self, blobs: &[Vec<u8>]) -> Vec<Ahead> {
+        self.filler.fetch_ahead(blobs.iter().map(|data| want(data)).collect())
     }
 
     fn batches(&self) -> Vec<usize> {
@@ -294,6 +300,87 @@ async fn the_queue_is_bounded() {
     scene.source.gate.add_permits(100);
     for waiter in asked {
         waiter.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_fetched_ahead_takes_no_call_from_what_is_waited_for() {
+    let data = blobs(40, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let mut ahead = scene.ask_ahead(&data[..30]);
+    assert_eq!(ahead.len(), 20, "the queue is bounded");
+    settle().await;
+    assert_eq!(scene.batches(), [8], "one small call");
+    let asked = scene.ask(&data[30..]).await;
+    assert_eq!(scene.batches(), [8, 1, 1], "both calls of small blobs are free");
+    scene.source.gate.add_permits(100);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+    for blob in &mut ahead {
+        assert!(blob.landed().await);
+        assert!(scene.filler.store().contains(&blob.digest()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_to_be_waited_for_leaves_the_queue_of_what_is_fetched_ahead() {
+    let data = blobs(17, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let mut ahead = scene.ask_ahead(&data);
+    settle().await;
+    let asked = scene.ask(&data[16..]).await;
+    assert_eq!(scene.batches(), [8, 1]);
+    scene.source.gate.add_permits(100);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+    for blob in &mut ahead {
+        assert!(blob.landed().await);
+    }
+    assert_eq!(scene.source.calls.lock().concat().len(), 17, "each was fetched once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_there_or_on_its_way_is_not_fetched_ahead() {
+    let data = blobs(3, 5);
+    let scene = scene(&data, 1, |_| Answer::Deliver);
+    scene.filler.ensure(want(&data[0])).await.unwrap();
+    let asked = scene.ask(&data[1..2]).await;
+    let ahead = scene.ask_ahead(&data);
+    assert_eq!(ahead.iter().map(Ahead::digest).collect::<Vec<_>>(), [digest(&data[2])]);
+    scene.source.gate.add_permits(2);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_wanted_ahead_any_more_is_not_begun() {
+    let data = blobs(20, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    drop(scene.ask_ahead(&data));
+    settle().await;
+    scene.source.gate.add_permits(100);
+    settle().await;
+    assert_eq!(scene.batches(), [8], "the call that was under way");
+    assert_eq!(scene.filler.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_ahead_is_none_for_whoever_comes_to_wait() {
+    let data = blobs(1, 5);
+    let scene = scene(&[], 0, |_| Answer::Deliver);
+    let mut ahead = scene.ask_ahead(&data);
+    let asked = scene.ask(&data).await;
+    assert_eq!(scene.batches(), [1], "it is on its way");
+    scene.source.gate.add_permits(1);
+    settle().await;
+    assert!(!ahead[0].landed().await && !ahead[0].has_landed());
+    assert_eq!(scene.batches(), [1, 1], "asked for again, by somebody who waits");
+    scene.source.gate.add_permits(1);
+    for waiter in asked {
+        assert!(matches!(waiter.await.unwrap(), Err(FetchError::NotFound(_))));
     }
 }
 
