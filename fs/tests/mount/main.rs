@@ -4,6 +4,8 @@
 
 mod cases;
 mod failures;
+mod messages;
+mod mounts;
 mod rig;
 mod testd;
 mod trees;
@@ -19,8 +21,8 @@ fn main() -> ExitCode {
     if let Some(exit_code) = testd::run_if_asked(&arguments) {
         return exit_code;
     }
-    let cases = cases::CASES.iter().chain(failures::CASES).copied();
-    let trials = cases.map(|(name, case): Case| {
+    let cases = [cases::CASES, failures::CASES, messages::CASES, mounts::CASES].concat();
+    let trials = cases.into_iter().map(|(name, case): Case| {
         Trial::test(name, move || {
             case();
             Ok(())

@@ -4,15 +4,15 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use distbuild_fs::mount::mount_in_namespace;
 use distbuild_fs::server::{self, FsConfig};
-use distbuild_fs::{MountedFuse, Owner, RecordLimits};
+use distbuild_fs::{MountedFuse, Owner, RecordLimits, namespace};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
@@ -28,21 +28,24 @@ pub(crate) struct Options {
     pub(crate) unprivileged: bool,
     pub(crate) deadline: Duration,
     pub(crate) record_entries: usize,
+    /// Whether there is a mount at the place already, whose server is dead.
+    pub(crate) stale: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let deadline = Duration::from_secs(60);
-        Self { unprivileged: false, deadline, record_entries: 100_000 }
+        Self { unprivileged: false, deadline, record_entries: 100_000, stale: false }
     }
 }
 
 impl Options {
-    pub(crate) fn arguments(&self) -> [String; 3] {
+    pub(crate) fn arguments(&self) -> [String; 4] {
         [
             self.unprivileged.to_string(),
             self.deadline.as_millis().to_string(),
             self.record_entries.to_string(),
+            self.stale.to_string(),
         ]
     }
 
@@ -51,6 +54,7 @@ impl Options {
             unprivileged: arguments[0].parse().unwrap(),
             deadline: Duration::from_millis(arguments[1].parse().unwrap()),
             record_entries: arguments[2].parse().unwrap(),
+            stale: arguments[3].parse().unwrap(),
         }
     }
 }
@@ -75,7 +79,12 @@ fn serve(mount_point: &str, store: &str, options: Options) {
     if options.unprivileged {
         become_nobody();
     }
-    let (mounted, _) = mount_in_namespace(Path::new(mount_point)).unwrap();
+    let mount_point = Path::new(mount_point);
+    namespace::enter().unwrap();
+    if options.stale {
+        leave_a_stale_mount(mount_point);
+    }
+    let mounted = distbuild_fs::mount::mount(mount_point).unwrap();
     drop_a_copy_in_a_child(&mounted);
     let limits = RecordLimits { entries: options.record_entries, ..RecordLimits::default() };
     let config = FsConfig {
@@ -95,6 +104,21 @@ fn drop_a_copy_in_a_child(mounted: &MountedFuse) {
         ForkResult::Child => {
             // SAFETY: the child never returns to the owner of the original.
             drop(unsafe { std::ptr::read(mounted) });
+            std::process::exit(0);
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    }
+}
+
+/// As a server that is killed does: nobody unmounts.
+#[expect(unsafe_code, reason = "fork")]
+fn leave_a_stale_mount(mount_point: &Path) {
+    // SAFETY: this process has a single thread, so the child may do what it likes.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let _never_dropped = distbuild_fs::mount::mount(mount_point).unwrap();
             std::process::exit(0);
         }
         ForkResult::Parent { child } => {
@@ -124,10 +148,14 @@ fn become_nobody() {
 fn inside(pid: &str, command: &[String]) -> io::Error {
     let open = |kind: &str| File::open(format!("/proc/{pid}/ns/{kind}")).unwrap();
     let (user, mounts) = (open("user"), open("mnt"));
-    setns(user, CloneFlags::CLONE_NEWUSER).unwrap();
-    // The kernel refuses requests of users whom the mount's namespace does not know.
-    setgid(Gid::from_raw(0)).unwrap();
-    setuid(Uid::from_raw(0)).unwrap();
+    let own = File::open("/proc/self/ns/user").unwrap();
+    // Nobody can enter the namespace that he is in.
+    if user.metadata().unwrap().ino() != own.metadata().unwrap().ino() {
+        setns(user, CloneFlags::CLONE_NEWUSER).unwrap();
+        // The kernel refuses requests of users whom the mount's namespace does not know.
+        setgid(Gid::from_raw(0)).unwrap();
+        setuid(Uid::from_raw(0)).unwrap();
+    }
     setns(mounts, CloneFlags::CLONE_NEWNS).unwrap();
     Command::new(&command[0]).args(&command[1..]).exec()
 }
