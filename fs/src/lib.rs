@@ -2,7 +2,7 @@
 //!
 //! Layers, from the inside out; each knows only those before it:
 //!
-//! 1. [`view`] for a worker and [`inspect`] for people, with `inode` and [`record`]: which inodes exist, what each view has looked at. No
+//! 1. [`view`] for a worker and [`inspect`] for people, with `inode`, `traced` and [`record`]: which inodes exist, what each view has looked at. No
 //!    FUSE, no disk, no waiting; it is tested without any of them.
 //! 2. [`contents`] and [`fetch`]: blobs become open files and decoded directories, once each, with a
 //!    deadline, on threads of their own.
@@ -32,6 +32,7 @@ mod pool;
 pub mod protocol;
 pub mod record;
 pub mod server;
+mod traced;
 pub mod tree;
 pub mod view;
 
@@ -43,5 +44,6 @@ pub use messages::{Message, MessageCounts, Messages};
 pub use mount::{MountError, MountedFuse};
 pub use record::{AccessRecord, LookedUp, Observed};
 pub use server::{FsConfig, ServerError, Serving, serve};
+pub use traced::RecordLimits;
 pub use tree::Tree;
-pub use view::{RecordLimits, Views};
+pub use view::Views;

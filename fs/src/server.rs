@@ -24,12 +24,13 @@ use crate::adapter::{Adapter, Owner};
 use crate::contents::{Contents, Done, Want, WantError};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::inode::{Ino, ViewId};
-use crate::messages::Messages;
+use crate::messages::{Message, Messages};
 use crate::mount::{MountPoint, MountedFuse};
 use crate::protocol::{self, FromFs, ProtocolError, Recorded, Stats, ToFs};
 use crate::record::AccessRecord;
+use crate::traced::RecordLimits;
 use crate::tree::Tree;
-use crate::view::{RecordLimits, Views};
+use crate::view::Views;
 
 /// How a mount is served.
 #[derive(Clone, Debug)]
@@ -115,9 +116,17 @@ pub fn run(control: UnixStream, mount: MountedFuse, config: FsConfig) -> Result<
         .spawn(move || invalidate(&notifier, &to_invalidate))
         .map_err(ServerError::Start)?;
     let max_views = config.max_views;
+    let messages = Arc::clone(&serving.messages);
     let control_loop = ControlLoop { agent, views, serving, ended, dropped, max_views };
     let ended = control_loop.run(control);
-    tracing::info!("the file system ends with its agent");
+    let counts = messages.counts();
+    tracing::info!(
+        fuse.messages = counts.total(),
+        fuse.lookups = counts.get(Message::Lookup),
+        fuse.reads = counts.get(Message::Read),
+        fuse.listings = counts.get(Message::Readdir),
+        "the file system ends with its agent"
+    );
     ended
 }
 

@@ -24,25 +24,9 @@ use crate::inode::{
     DirectoryNode, FileKey, FileNode, Ino, InodeTable, Node, Seen, SeenNames, SymlinkNode, ViewId,
     Viewer,
 };
-use crate::record::{AccessRecord, LookedUp, Observed};
+use crate::record::AccessRecord;
+use crate::traced::{RecordLimits, View};
 use crate::tree::{Attributes, Context, Enough, Found, Listed, NodeKind, Step, Tree};
-
-/// How much a view's record may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct RecordLimits {
-    /// Names, found or not.
-    pub entries: usize,
-    /// Bytes of all their paths and of the targets of symbolic links.
-    pub path_bytes: usize,
-}
-
-impl Default for RecordLimits {
-    /// Enough for a job that walks a large monorepo; fits a frame of the protocol, and about 100 MiB
-    /// of memory at the very most.
-    fn default() -> Self {
-        Self { entries: 300_000, path_bytes: 16 << 20 }
-    }
-}
 
 /// All views of a mount. Shared by the threads that answer the kernel and the one that adds and
 /// drops views; every call is short.
@@ -56,19 +40,6 @@ pub struct Views {
 struct State {
     inodes: InodeTable,
     views: HashMap<ViewId, View>,
-}
-
-#[derive(Debug)]
-struct View {
-    root: Ino,
-    /// The directories that are recorded, parents before children.
-    directories: Vec<Ino>,
-    /// How many names have these contents.
-    copies: HashMap<FileKey, u32>,
-    entries: usize,
-    path_bytes: usize,
-    complete: bool,
-    failed: bool,
 }
 
 /// Why a view is not added.
@@ -104,15 +75,7 @@ impl Views {
             seen: Some(SeenNames::default()),
         };
         let root = inodes.add(Node::Directory(node));
-        slot.insert(View {
-            root,
-            directories: vec![root],
-            copies: HashMap::new(),
-            entries: 0,
-            path_bytes: 0,
-            complete: true,
-            failed: false,
-        });
+        slot.insert(View::new(root));
         Ok(())
     }
 
@@ -140,61 +103,6 @@ impl Views {
     pub fn view_count(&self) -> usize {
         self.state.lock().views.len()
     }
-}
-
-impl View {
-    fn into_record(self, view: ViewId, inodes: &mut InodeTable) -> AccessRecord {
-        let mut paths = HashMap::from([(self.root, RelPath::root())]);
-        let mut looked_up = Vec::with_capacity(self.entries);
-        let mut listed = Vec::new();
-        for ino in self.directories {
-            let Some(path) = paths.remove(&ino) else {
-                continue;
-            };
-            let Some(seen) = inodes.directory_mut(ino).and_then(|node| node.seen.take()) else {
-                continue;
-            };
-            for (name, seen) in seen.names {
-                let Ok(name) = Name::new(&name) else { continue };
-                let path = path.join(&name);
-                let observed = match seen {
-                    Seen::Absent => Observed::Absent,
-                    Seen::Inode(child) => release(view, child, inodes),
-                };
-                if let (Observed::Directory, Seen::Inode(child)) = (&observed, seen) {
-                    paths.insert(child, path.clone());
-                }
-                looked_up.push(LookedUp { path, observed });
-            }
-            if seen.listed {
-                listed.push(path);
-            }
-            inodes.release(ino);
-        }
-        AccessRecord::new(looked_up, listed, self.complete)
-    }
-
-    fn has_room(&self, limits: RecordLimits, bytes: usize) -> bool {
-        self.entries < limits.entries && self.path_bytes + bytes <= limits.path_bytes
-    }
-}
-
-/// Takes a view's hold of one inode and says what it is. A directory's hold goes with its own record.
-fn release(view: ViewId, ino: Ino, inodes: &mut InodeTable) -> Observed {
-    let observed = match inodes.get_mut(ino) {
-        Some(Node::File(node)) => {
-            node.viewers.retain(|viewer| viewer.view != view);
-            Observed::File { digest: node.key.digest, executable: node.key.executable }
-        }
-        Some(Node::Symlink(node)) => {
-            node.held = false;
-            Observed::Symlink { target: node.target.clone() }
-        }
-        Some(Node::Directory(_)) => return Observed::Directory,
-        None => Observed::Absent,
-    };
-    inodes.release(ino);
-    observed
 }
 
 /// Where a name stands.
@@ -296,14 +204,8 @@ impl State {
         let (view, path_len) = (directory.view, directory.path_len + 1 + name_len);
         let mut recorded = directory.seen.is_some();
         if let Some(view) = view.and_then(|view| self.views.get_mut(&view)) {
-            let bytes = path_len + target_len;
-            recorded = recorded && view.has_room(limits, bytes);
-            if recorded {
-                view.entries += 1;
-                view.path_bytes += bytes;
-            } else {
-                view.complete = false;
-            }
+            recorded = recorded && view.make_room(limits, path_len + target_len);
+            view.complete &= recorded;
         }
         Ok(Place { view, parent, path_len, recorded })
     }
@@ -314,9 +216,7 @@ impl State {
             && let Some(viewer) = viewer
             && let Some(view) = self.views.get_mut(&viewer.view)
         {
-            let copies = view.copies.entry(key).or_default();
-            let copy = *copies;
-            *copies += 1;
+            let copy = view.next_copy(key);
             return self.inodes.shared_file(key, copy, viewer);
         }
         let viewers = viewer.into_iter().collect();
