@@ -20,7 +20,7 @@ use super::cat::{self, CatError};
 use super::config::JobUser;
 use super::error::{AtStep, SandboxError};
 use super::exec::{self, ExecError};
-use super::namespaces::{self, Access};
+use super::namespaces::{self, Access, JobNetwork};
 use super::privileges;
 use super::protocol::{Command, HOME_DIR, JobEnd, JobSpec, MAX_REPORT_TEXT_BYTES, Report};
 use super::template::{JOB_ROOT, RESOLV_CONF, below};
@@ -31,6 +31,8 @@ pub(super) struct Init<'a> {
     pub(super) spec: &'a JobSpec,
     /// As whom.
     pub(super) user: Option<JobUser>,
+    /// In which network.
+    pub(super) network: JobNetwork<'a>,
     /// Where the job's standard output and error go.
     pub(super) stdout: OwnedFd,
     /// See `stdout`.
@@ -77,13 +79,11 @@ fn exit() -> ! {
 
 fn set_up(init: &mut Init<'_>) -> Result<(), SandboxError> {
     let Init { spec, user, .. } = *init;
+    // While the network's descriptor is open.
+    namespaces::enter_job_namespaces(&init.network)?;
     descriptors(init)?;
     nix::unistd::setsid().at(|| "start a session".to_owned())?;
-    namespaces::enter_job_namespaces(spec.network)?;
     nix::unistd::sethostname(&spec.hostname).at(|| "set the host name".to_owned())?;
-    if !spec.network {
-        namespaces::loopback_up()?;
-    }
     mounts(spec, user)?;
     namespaces::pivot_and_drop(Path::new(JOB_ROOT))?;
     privileges::become_job(user, spec.max_open_files)?;

@@ -18,6 +18,7 @@
 //! | `spawner` | the spawner's side: the table of jobs and its loop |
 //! | `template` | the root that all jobs share, read-only |
 //! | `init`, `exec`, `cat` | process 1 of a job, and its two kinds of commands |
+//! | `networks` | network namespaces that wait for jobs |
 //! | `namespaces`, `privileges` | the system calls: mounts and namespaces; users, capabilities, limits |
 //! | [`fingerprint`] | the name of the toolchain that jobs on this machine can see |
 //!
@@ -33,6 +34,7 @@ pub mod fingerprint;
 mod handle;
 mod init;
 mod namespaces;
+mod networks;
 mod privileges;
 pub mod protocol;
 mod spawner;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::{Gid, Pid, Uid};
 
@@ -103,14 +103,32 @@ fn make_private() -> Result<(), SandboxError> {
         .at(|| "make all mounts private".to_owned())
 }
 
+/// The network that a job is in.
+#[derive(Debug)]
+pub(super) enum JobNetwork<'a> {
+    /// A new one, with nothing but a loopback device.
+    New,
+    /// An existing one.
+    Of(&'a OwnedFd),
+    /// That of the spawner.
+    Inherited,
+}
+
 /// Enters the namespaces of a job, all but that of process ids, into which it was cloned. Mounts
 /// are private already: the parent's are.
-pub(super) fn enter_job_namespaces(network: bool) -> Result<(), SandboxError> {
+pub(super) fn enter_job_namespaces(network: &JobNetwork<'_>) -> Result<(), SandboxError> {
     let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    if !network {
+    if matches!(network, JobNetwork::New) {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    unshare(flags).at(|| "enter the job's namespaces".to_owned())
+    unshare(flags).at(|| "enter the job's namespaces".to_owned())?;
+    match network {
+        JobNetwork::New => loopback_up(),
+        JobNetwork::Of(namespace) => {
+            setns(namespace, CloneFlags::CLONE_NEWNET).at(|| "enter the job's network".to_owned())
+        }
+        JobNetwork::Inherited => Ok(()),
+    }
 }
 
 /// A child that is process 1 of its PID namespace.

@@ -1,7 +1,8 @@
 //! The spawner's process: a table of running jobs and the loop that keeps it.
 //!
 //! It waits for two kinds of things: requests on the control socket, and ends of jobs, each through
-//! the pidfd of its init. Nothing in the loop waits for a job. When the agent closes the socket, by
+//! the pidfd of its init. Nothing in the loop waits for a job. When there is nothing to do, it makes a network
+//! for the next job. When the agent closes the socket, by
 //! intent or by dying, every job is killed and the process ends once all are gone.
 
 use std::collections::BTreeMap;
@@ -20,7 +21,8 @@ use super::channel::{Arrival, Inbox, send};
 use super::config::{JobUser, SpawnerConfig};
 use super::error::{AtStep, SandboxError};
 use super::init::{self, Init, monotonic_us};
-use super::namespaces::{self, clone_init};
+use super::namespaces::{self, JobNetwork, clone_init};
+use super::networks::{Network, Networks};
 use super::privileges;
 use super::protocol::{JobEnd, JobSpec, JobTimes, Reply, Report, Request, ResourceUsage};
 use super::template;
@@ -44,13 +46,16 @@ const MAX_REPORT_BYTES: u64 = 4096;
 pub fn run(control: OwnedFd, config: &SpawnerConfig) -> Result<(), SandboxError> {
     // First of all, so that no descriptor of ours can be 0, 1 or 2.
     let control = above_standard_streams(control)?;
-    if let Err(error) = prepare(config) {
-        let reason = error.to_string();
-        // The agent may have gone; the error is returned in any case.
-        let _ = send(&control, &Reply::Broken { reason }, &[]);
-        return Err(error);
-    }
-    let mut spawner = Loop::new(control, config)?;
+    let networks = match prepare(config) {
+        Ok(networks) => networks,
+        Err(error) => {
+            let reason = error.to_string();
+            // The agent may have gone; the error is returned in any case.
+            let _ = send(&control, &Reply::Broken { reason }, &[]);
+            return Err(error);
+        }
+    };
+    let mut spawner = Loop::new(control, config, networks)?;
     send(&spawner.control, &Reply::Ready, &[])?;
     let result = spawner.serve();
     spawner.kill_all()?;
@@ -61,14 +66,18 @@ pub fn run(control: OwnedFd, config: &SpawnerConfig) -> Result<(), SandboxError>
     }
 }
 
-fn prepare(config: &SpawnerConfig) -> Result<(), SandboxError> {
+fn prepare(config: &SpawnerConfig) -> Result<Option<Networks>, SandboxError> {
     let threads = std::fs::read_dir("/proc/self/task").at(|| "count threads".to_owned())?.count();
     if threads != 1 {
         return Err(SandboxError::Threaded(threads));
     }
     check_user(config.job_user)?;
+    // In a user namespace jobs are its user 0, who owns the settings of every network made there: none
+    // is as new after a job.
+    let networks = config.job_user.map(|_| Networks::new()).transpose()?;
     template::enter(config)?;
-    privileges::restrict_for_good()
+    privileges::restrict_for_good()?;
+    Ok(networks)
 }
 
 /// A job must not be the host's root, not even without capabilities: too much belongs to it.
@@ -122,6 +131,8 @@ struct Job {
     init: namespaces::Init,
     /// Where the report comes from.
     status: OwnedFd,
+    /// If it did not make its own.
+    network: Option<Network>,
     received_us: u64,
     killed: bool,
 }
@@ -132,23 +143,37 @@ struct Loop<'a> {
     inbox: Inbox,
     epoll: Epoll,
     jobs: BTreeMap<u64, Job>,
+    /// `None`: every job makes its own.
+    networks: Option<Networks>,
 }
 
 impl<'a> Loop<'a> {
-    fn new(control: OwnedFd, config: &'a SpawnerConfig) -> Result<Self, SandboxError> {
+    fn new(
+        control: OwnedFd,
+        config: &'a SpawnerConfig,
+        networks: Option<Networks>,
+    ) -> Result<Self, SandboxError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .at(|| "open the spawner's event queue".to_owned())?;
         epoll
             .add(&control, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL))
             .at(|| "watch the agent's socket".to_owned())?;
-        Ok(Self { config, control, inbox: Inbox::default(), epoll, jobs: BTreeMap::new() })
+        let (inbox, jobs) = (Inbox::default(), BTreeMap::new());
+        Ok(Self { config, control, inbox, epoll, jobs, networks })
     }
 
     /// Handles requests and ends until the agent closes.
     fn serve(&mut self) -> Result<(), SandboxError> {
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
-            let count = self.wait(&mut events)?;
+            let wants_spare = self.networks.as_ref().is_some_and(Networks::wants_spare);
+            let patience = if wants_spare { EpollTimeout::ZERO } else { EpollTimeout::NONE };
+            let count = self.wait(&mut events, patience)?;
+            if count == 0
+                && let Some(networks) = &mut self.networks
+            {
+                networks.make_spare();
+            }
             for event in &events[..count] {
                 if event.data() != CONTROL {
                     self.reap(event.data(), true)?;
@@ -159,9 +184,13 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn wait(&self, events: &mut [EpollEvent]) -> Result<usize, SandboxError> {
+    fn wait(
+        &self,
+        events: &mut [EpollEvent],
+        patience: EpollTimeout,
+    ) -> Result<usize, SandboxError> {
         loop {
-            match self.epoll.wait(events, EpollTimeout::NONE) {
+            match self.epoll.wait(events, patience) {
                 Err(Errno::EINTR) => {}
                 result => return result.at(|| "wait for jobs and requests".to_owned()),
             }
@@ -209,17 +238,28 @@ impl<'a> Loop<'a> {
         let received_us = monotonic_us();
         let (status, report) =
             pipe2(OFlag::O_CLOEXEC).at(|| "open a pipe for the job's report".to_owned())?;
-        let init = match clone_init().at(|| "start the job's process 1".to_owned())? {
-            Some(init) => init,
-            None => {
+        let spare = self.networks.as_mut().filter(|_| !spec.network).and_then(Networks::take);
+        let init = match clone_init().at(|| "start the job's process 1".to_owned()) {
+            Ok(Some(init)) => init,
+            Err(error) => {
+                self.give_back(spare);
+                return Err(error);
+            }
+            Ok(None) => {
                 let user = self.config.job_user;
-                init::run(Init { spec, user, stdout, stderr, status: report })
+                let network = match (&spare, &self.networks) {
+                    (Some(spare), _) => JobNetwork::Of(spare.namespace()),
+                    (None, _) if !spec.network => JobNetwork::New,
+                    (None, Some(networks)) => JobNetwork::Of(networks.home()),
+                    (None, None) => JobNetwork::Inherited,
+                };
+                init::run(Init { spec, user, network, stdout, stderr, status: report })
             }
         };
         let pid = init.pid.as_raw().unsigned_abs();
         let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
         let watched = self.epoll.add(&init.pidfd, event).at(|| "watch the job".to_owned());
-        self.jobs.insert(number, Job { init, status, received_us, killed: false });
+        self.jobs.insert(number, Job { init, status, network: spare, received_us, killed: false });
         if let Err(error) = watched {
             // Its end would never be seen.
             self.kill_and_reap(number)?;
@@ -249,7 +289,15 @@ impl<'a> Loop<'a> {
         if tell {
             send(&self.control, &Reply::Ended { job: number, end, usage, times }, &[])?;
         }
+        self.give_back(job.network);
         Ok(())
+    }
+
+    /// A network in which no process is left.
+    fn give_back(&mut self, network: Option<Network>) {
+        if let (Some(networks), Some(network)) = (&mut self.networks, network) {
+            networks.give_back(network);
+        }
     }
 
     fn kill_and_reap(&mut self, number: u64) -> Result<(), SandboxError> {

@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("inputs_are_read_only_and_readable", inputs_are_read_only_and_readable),
     ("the_network_is_off_but_for_loopback", the_network_is_off_but_for_loopback),
     ("the_network_can_be_shared", the_network_can_be_shared),
+    ("a_job_sees_nothing_of_what_others_did_in_a_network", a_job_sees_nothing_of_other_networks),
+    ("quiet_jobs_of_root_use_one_network_after_the_other", quiet_jobs_use_one_network),
     ("the_host_name_is_fixed", the_host_name_is_fixed),
     ("tmp_and_home_are_private_and_limited", tmp_and_home_are_private_and_limited),
     ("the_state_directory_is_hidden", the_state_directory_is_hidden),
@@ -82,6 +84,52 @@ fn the_network_can_be_shared(kind: As) {
     let here = std::process::Command::new("sh").args(["-c", INTERFACES]).output().unwrap().stdout;
     let resolv_conf = fs::read("/etc/resolv.conf").unwrap_or_default();
     assert_eq!(job.run().succeeded().into_bytes(), [here, resolv_conf].concat());
+}
+
+/// Leaves a connection in TIME_WAIT, a counted error, a flow label and an abstract name in use.
+const NOISE: &str = "import socket, struct\n\
+    s = socket.create_server(('127.0.0.1', 4711)); c = socket.create_connection(s.getsockname())\n\
+    a = s.accept()[0]; a.close(); c.recv(1); c.close(); s.close()\n\
+    try: socket.create_connection(('192.0.2.1', 9), 1)\n\
+    except OSError: pass\n\
+    u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n\
+    label = socket.inet_pton(socket.AF_INET6, '::1') + struct.pack('!I', 7)\n\
+    u.setsockopt(socket.IPPROTO_IPV6, 32, label + struct.pack('BBHHHI', 0, 255, 1, 0, 6, 0))\n\
+    x = socket.socket(socket.AF_UNIX); x.bind('\\0name'); x.listen()\n\
+    print(open('/proc/net/tcp').read().count('\\n') > 1)";
+
+fn a_job_sees_nothing_of_other_networks(kind: As) {
+    let daemon = Daemon::start(kind);
+    let look = "cd /proc/net; cat dev snmp netstat snmp6 ip6_flowlabel tcp tcp6 udp udp6 unix; \
+                head -n1 sockstat";
+    let first = daemon.sh(look).succeeded();
+    for _ in 0..3 {
+        // Each leaves its network as it found it, to the next.
+        assert!(daemon.sh(look).succeeded() == first);
+        let noisy = daemon.job(vec![exec(&["python3", "-c", NOISE])]).run();
+        assert_eq!(noisy.succeeded(), "True\n");
+        assert!(daemon.sh(look).succeeded() == first);
+    }
+}
+
+fn quiet_jobs_use_one_network(kind: As) {
+    let daemon = Daemon::start(kind);
+    let network = || daemon.sh("readlink /proc/self/ns/net").succeeded();
+    // The first may have come before there was one.
+    let _ = network();
+    let one = network();
+    assert_eq!(network() == one, kind == As::Root);
+    let noisy = daemon.job(vec![exec(&["python3", "-c", NOISE])]);
+    assert_eq!(noisy.run().succeeded(), "True\n");
+    assert_ne!(network(), one);
+    // Of two jobs at once each has its own.
+    let mut other = daemon.job(vec![sh("readlink /proc/self/ns/net; sleep 1000")]).start();
+    assert_ne!(other.line(), network());
+    // A job with the host's network takes none of them.
+    let mut sharing = daemon.job(vec![sh("readlink /proc/self/ns/net")]);
+    sharing.spec.network = true;
+    let host = fs::read_link("/proc/self/ns/net").unwrap();
+    assert_eq!(sharing.run().succeeded().trim(), host.to_str().unwrap());
 }
 
 fn the_host_name_is_fixed(kind: As) {
