@@ -2,7 +2,7 @@
 //! cancellation.
 
 use crate::event::{AttemptEnd, Blame, Effect, How, InfraReason, Outcome};
-use crate::execution::Stage;
+use crate::execution::{Execution, Stage};
 use crate::ids::{AttemptId, StoreId};
 use crate::job::{Build, JobAt, NONE, State};
 use crate::resources::Resources;
@@ -19,7 +19,7 @@ pub(crate) struct Ended {
 
 impl Scheduler {
     pub(crate) fn attempt_ended(&mut self, id: AttemptId, end: AttemptEnd) {
-        let Some(attempt) = self.attempts.remove(&id) else {
+        let Some(attempt) = self.attempts.remove(id.0) else {
             return;
         };
         self.fleet.give(attempt.worker, id, attempt.resources);
@@ -57,7 +57,7 @@ impl Scheduler {
             AttemptEnd::Infra { blame, .. } => self.infra(ended, blame),
             AttemptEnd::Cancelled => self.infra(ended, Blame::Unknown),
             AttemptEnd::Rejected => {
-                execution.tried.add(ended.store);
+                execution.went_wrong(ended.store);
                 let tries = &mut execution.tries;
                 tries.rejected = tries.rejected.saturating_add(1);
                 if tries.rejected > self.config.max_rejections {
@@ -71,10 +71,13 @@ impl Scheduler {
 
     fn succeeded(&mut self, ended: Ended) {
         let attempt = ended.attempt;
-        for (position, at) in self.dissolve(ended.execution).into_iter().enumerate() {
-            let how = match position {
-                0 => How::Executed { attempt },
-                _ => How::Joined { attempt },
+        let Some(execution) = self.dissolve(ended.execution) else {
+            return;
+        };
+        for at in execution.jobs() {
+            let how = match at == execution.leader {
+                true => How::Executed { attempt },
+                false => How::Joined { attempt },
             };
             self.present(at, &[ended.store], how);
         }
@@ -90,7 +93,7 @@ impl Scheduler {
         }
         let (attempts, workers) = (tries.counted, tries.workers_lost);
         if blame != Blame::Inputs {
-            execution.tried.add(ended.store);
+            execution.went_wrong(ended.store);
         }
         if ended.worker_lost && workers >= self.config.quarantine_after {
             self.fail_infra(id, InfraReason::Quarantined { workers });
@@ -103,18 +106,19 @@ impl Scheduler {
 
     fn out_of_memory(&mut self, id: u32) {
         let execution = &mut self.executions[id];
-        let tries = &mut execution.tries;
-        tries.counted = tries.counted.saturating_add(1);
-        let Resources { milli_cores, memory_bytes } = execution.need.resources;
-        let mut doubled = execution.need;
+        execution.tries.counted = execution.tries.counted.saturating_add(1);
+        let Resources { milli_cores, memory_bytes } = execution.resources;
+        let mut doubled = execution.need();
         doubled.resources = Resources::new(milli_cores, memory_bytes.saturating_mul(2));
+        let tries = execution.tries;
         let last = tries.more_memory || tries.counted >= self.config.max_attempts;
         if last || self.fleet.why_not(doubled).is_some() {
             self.fail_infra(id, InfraReason::OutOfMemory { memory_bytes });
             return;
         }
-        tries.more_memory = true;
-        execution.need = doubled;
+        let execution = &mut self.executions[id];
+        execution.tries.more_memory = true;
+        execution.resources = doubled.resources;
         self.retry(id);
     }
 
@@ -141,17 +145,14 @@ impl Scheduler {
         }
     }
 
-    /// Takes an execution apart; its jobs are left for the caller, the leader first.
-    fn dissolve(&mut self, id: u32) -> Vec<JobAt> {
-        let Some(execution) = self.remove_execution(id) else {
-            return Vec::new();
-        };
-        let jobs: Vec<JobAt> = execution.jobs().collect();
-        for &at in &jobs {
+    /// Takes an execution apart; its jobs are left for the caller.
+    fn dissolve(&mut self, id: u32) -> Option<Execution> {
+        let execution = self.remove_execution(id)?;
+        for at in execution.jobs() {
             let job = self.job_mut(at);
             (job.execution, job.tries) = (NONE, execution.tries);
         }
-        jobs
+        Some(execution)
     }
 
     fn fail_infra(&mut self, id: u32, reason: InfraReason) {
@@ -160,11 +161,13 @@ impl Scheduler {
 
     /// All jobs of an execution end so; only then does any of them stop its build.
     pub(crate) fn fail_execution(&mut self, id: u32, outcome: Outcome) {
-        let jobs = self.dissolve(id);
-        for &at in &jobs {
+        let Some(execution) = self.dissolve(id) else {
+            return;
+        };
+        for at in execution.jobs() {
             self.die(at, outcome);
         }
-        for at in jobs {
+        for at in execution.jobs() {
             self.spread_failure(at, at.index);
         }
     }

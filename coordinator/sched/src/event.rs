@@ -54,7 +54,7 @@ pub enum Event {
         /// After a failure, run all that does not depend on it. False: stop.
         keep_going: bool,
         /// The jobs.
-        graph: Graph,
+        graph: Box<Graph>,
     },
     /// Nobody wants the build any more.
     Cancelled {

@@ -76,7 +76,8 @@ struct Selector {
 pub(crate) struct Fleet {
     pub(crate) workers: Slab<Worker>,
     slots: BTreeMap<WorkerId, u32>,
-    stores: BTreeMap<StoreId, u32>,
+    /// The slot of the worker on a store, or `NONE`, by the store's number.
+    stores: Vec<u32>,
     pools: Slab<Pool>,
     pool_ids: BTreeMap<Properties, u32>,
     selectors: BTreeMap<SelectorId, Selector>,
@@ -117,7 +118,10 @@ impl Fleet {
             suspect: false,
         });
         self.slots.insert(id, slot);
-        self.stores.insert(store, slot);
+        if self.stores.len() <= store.0 as usize {
+            self.stores.resize(store.0 as usize + 1, NONE);
+        }
+        self.stores[store.0 as usize] = slot;
         self.pools[pool].members.insert(slot);
         if !draining {
             self.open(slot);
@@ -131,8 +135,10 @@ impl Fleet {
         let worker = self.workers.remove(slot)?;
         self.suspects -= u32::from(worker.suspect);
         self.slots.remove(&worker.id);
-        if self.stores.get(&worker.store) == Some(&slot) {
-            self.stores.remove(&worker.store);
+        if let Some(of_store) = self.stores.get_mut(worker.store.0 as usize)
+            && *of_store == slot
+        {
+            *of_store = NONE;
         }
         let pool = &mut self.pools[worker.pool];
         pool.members.remove(&slot);
@@ -221,7 +227,7 @@ impl Fleet {
     }
 
     pub(crate) fn slot_of_store(&self, store: StoreId) -> Option<u32> {
-        self.stores.get(&store).copied()
+        self.stores.get(store.0 as usize).copied().filter(|slot| *slot != NONE)
     }
 
     pub(crate) fn matches(&self, selector: SelectorId, slot: u32) -> bool {

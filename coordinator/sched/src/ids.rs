@@ -26,7 +26,8 @@ pub struct BuildId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u32);
 
-/// What holds outputs on a worker's disk; the same over reconnects of that worker.
+/// What holds outputs on a worker's disk; the same over reconnects of that worker. Numbered without
+/// large gaps: there is a table by this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreId(pub u32);
 

@@ -31,7 +31,7 @@ impl Scheduler {
         for (slot, worker) in self.fleet.workers.iter() {
             let mut used = Resources::default();
             for id in &worker.attempts {
-                let attempt = self.attempts.get(id).filter(|attempt| attempt.worker == slot);
+                let attempt = self.attempts.get(id.0).filter(|attempt| attempt.worker == slot);
                 let attempt = attempt.ok_or_else(|| format!("{id:?} is not on {:?}", worker.id))?;
                 used = used.plus(attempt.resources);
                 attempts += 1;
@@ -140,20 +140,20 @@ impl Scheduler {
                     }
                 }
                 Stage::Running { attempt } => {
-                    let owner = self.attempts.get(&attempt).and_then(|attempt| attempt.execution);
+                    let owner = self.attempts.get(attempt.0).and_then(|attempt| attempt.execution);
                     ensure(owner == Some(id), || format!("execution {id} has lost {attempt:?}"))?;
                 }
             }
             let avoids =
-                execution.elsewhere_until.map(|until| self.elsewhere.contains(&(until, id)));
-            let waits = !execution.is_running() && !execution.need.avoid.is_empty();
+                execution.avoids_until().map(|until| self.elsewhere.contains(&(until, id)));
+            let waits = !execution.is_running() && !execution.need().avoid.is_empty();
             ensure(avoids.unwrap_or(true) && avoids.is_some() == waits, || {
                 format!("execution {id} avoids workers for good, or while it runs")
             })?;
             avoiding += usize::from(waits);
             if let Some(key) = &execution.key {
                 keys += 1;
-                ensure(self.by_key.get(key) == Some(&id), || format!("{key:?} runs twice"))?;
+                ensure(self.execution_of(key) == Some(id), || format!("{key:?} runs twice"))?;
             }
         }
         ensure(avoiding == self.elsewhere.len(), || {
@@ -164,7 +164,7 @@ impl Scheduler {
         ensure(members == self.counts[State::Executing as usize], || {
             "jobs and executions do not agree".to_owned()
         })?;
-        let mut running = self.attempts.values().filter_map(|attempt| attempt.execution);
+        let mut running = self.attempts.iter().filter_map(|(_, attempt)| attempt.execution);
         ensure(running.all(|id| self.executions.get(id).is_some()), || {
             "an attempt has no execution and was not cancelled".to_owned()
         })

@@ -2,7 +2,6 @@
 
 use crate::event::{Answer, Effect, How, Outcome};
 use crate::execution::{Execution, Stage};
-use crate::graph::Need;
 use crate::ids::{ActionKey, StoreId};
 use crate::job::{Build, JobAt, NONE, State, Tries};
 use crate::scheduler::Scheduler;
@@ -115,7 +114,7 @@ impl Scheduler {
     /// Makes a job part of an execution: of an equal one, if there is one.
     fn execute(&mut self, at: JobAt, key: Option<ActionKey>) {
         self.set_state(at, State::Executing);
-        if let Some(&id) = key.and_then(|key| self.by_key.get(&key)) {
+        if let Some(id) = key.and_then(|key| self.execution_of(&key)) {
             let job = self.job_mut(at);
             job.execution = id;
             let workers_lost = job.tries.workers_lost;
@@ -136,28 +135,27 @@ impl Scheduler {
         let id = self.executions.insert(execution);
         self.job_mut(at).execution = id;
         if let Some(key) = key {
-            self.by_key.insert(key, id);
+            self.by_key.insert(&key, id);
         }
         self.enqueue(id);
+    }
+
+    /// The execution that has a key.
+    pub(crate) fn execution_of(&self, key: &ActionKey) -> Option<u32> {
+        self.by_key.find(key, |id| self.executions[id].key.as_ref() == Some(key))
     }
 
     /// Gives an execution the request of its leader, but no less memory, if it has run out of it.
     fn adopt_need(&mut self, id: u32) {
         let leader = self.executions[id].leader;
         let need = self.builds[leader.build].need(leader.index);
-        let execution = &mut self.executions[id];
-        let memory_bytes = execution.need.resources.memory_bytes;
-        execution.need = Need { avoid: execution.need.avoid, ..need };
-        if execution.tries.more_memory {
-            let resources = &mut execution.need.resources;
-            resources.memory_bytes = resources.memory_bytes.max(memory_bytes);
-        }
+        self.executions[id].adopt(need);
     }
 
     pub(crate) fn enqueue(&mut self, id: u32) {
         let execution = &self.executions[id];
         let owner = self.owner(execution.leader);
-        let lane = self.queue.push(self.now, id, execution.seq, owner, execution.need);
+        let lane = self.queue.push(self.now, id, execution.seq, owner, execution.need());
         self.executions[id].stage = Stage::Queued { lane };
     }
 
@@ -194,7 +192,7 @@ impl Scheduler {
 
     fn drop_execution(&mut self, id: u32) {
         if let Stage::Running { attempt } = self.executions[id].stage {
-            if let Some(running) = self.attempts.get_mut(&attempt) {
+            if let Some(running) = self.attempts.get_mut(attempt.0) {
                 running.execution = None;
             }
             self.emit(Effect::CancelAttempt { attempt });
@@ -205,11 +203,11 @@ impl Scheduler {
 
     pub(crate) fn remove_execution(&mut self, id: u32) -> Option<Execution> {
         let execution = self.executions.remove(id)?;
-        if let Some(until) = execution.elsewhere_until {
+        if let Some(until) = execution.avoids_until() {
             self.elsewhere.remove(&(until, id));
         }
-        if let Some(key) = execution.key {
-            self.by_key.remove(&key);
+        if let Some(key) = &execution.key {
+            self.by_key.remove(key, id);
         }
         Some(execution)
     }

@@ -12,7 +12,6 @@ use crate::execution::{Attempt, Stage};
 use crate::ids::{AttemptId, SelectorId, StoreId, Time, WorkerId};
 use crate::queue::{Due, Rank};
 use crate::scheduler::Scheduler;
-use crate::tried::Tried;
 
 /// Dependencies that are asked for their holders; a job with more goes where most of these are.
 const LOCALITY_SAMPLE: usize = 1024;
@@ -73,7 +72,7 @@ impl Scheduler {
             let free = worker.free;
             if let Some(id) = self.queue.head(shape)
                 && !worker.on_probe()
-                && self.executions[id].need.resources.fits(free)
+                && self.executions[id].resources.fits(free)
             {
                 self.assign(id, slot);
             }
@@ -81,13 +80,13 @@ impl Scheduler {
         }
         let line: Vec<u32> = worker.line.iter().map(|(_, id)| *id).collect();
         for id in line {
-            if self.fleet.has_room(slot, self.executions[id].need) {
+            if self.fleet.has_room(slot, self.executions[id].need()) {
                 self.assign(id, slot);
             }
         }
         let has_room = |shape: &u32| {
             let head = self.queue.head(*shape);
-            head.is_some_and(|id| self.fleet.has_room(slot, self.executions[id].need))
+            head.is_some_and(|id| self.fleet.has_room(slot, self.executions[id].need()))
         };
         let reopened: Vec<u32> = self.queue.closed().filter(has_room).collect();
         for shape in reopened {
@@ -97,7 +96,7 @@ impl Scheduler {
 
     fn place(&mut self, id: u32) -> Place {
         let execution = &self.executions[id];
-        let (need, ready_at) = (execution.need, execution.ready_at);
+        let (need, ready_at) = (execution.need(), execution.ready_at);
         let Some(roomiest) = self.fleet.roomiest(need) else {
             return if self.avoids_in_vain(id) { Place::Anywhere } else { Place::NoRoom };
         };
@@ -116,19 +115,14 @@ impl Scheduler {
     /// Lets an execution that is not queued avoid the workers where it went wrong.
     pub(crate) fn avoid_tried(&mut self, id: u32) {
         let until = self.now.plus_ms(self.config.retry_elsewhere_ms);
-        let execution = &mut self.executions[id];
-        if !execution.tried.is_empty() && until > self.now {
-            execution.need.avoid = execution.tried.sorted();
-            execution.elsewhere_until = Some(until);
+        if until > self.now && self.executions[id].avoid_until(until) {
             self.elsewhere.insert((until, id));
         }
     }
 
     /// Lets an execution that is not queued run on any worker.
     pub(crate) fn stop_avoiding(&mut self, id: u32) {
-        let execution = &mut self.executions[id];
-        if let Some(until) = execution.elsewhere_until.take() {
-            execution.need.avoid = Tried::default();
+        if let Some(until) = self.executions[id].stop_avoiding() {
             self.elsewhere.remove(&(until, id));
         }
     }
@@ -143,14 +137,14 @@ impl Scheduler {
     }
 
     fn avoids_in_vain(&self, id: u32) -> bool {
-        let need = self.executions[id].need;
+        let need = self.executions[id].need();
         !need.avoid.is_empty() && !self.fleet.could_elsewhere(need)
     }
 
     /// The workers that hold the outputs of most of a job's dependencies and could take it.
     fn preferred(&self, id: u32) -> Vec<u32> {
         let execution = &self.executions[id];
-        let (leader, need) = (execution.leader, execution.need);
+        let (leader, need) = (execution.leader, execution.need());
         let build = &self.builds[leader.build];
         let deps = build.deps(leader.index).iter().take(LOCALITY_SAMPLE);
         let mut stores: Vec<StoreId> = deps.flat_map(|dep| build.holders(*dep)).copied().collect();
@@ -174,7 +168,7 @@ impl Scheduler {
 
     fn assign(&mut self, id: u32, slot: u32) {
         let execution = &self.executions[id];
-        let (leader, resources) = (execution.leader, execution.need.resources);
+        let (leader, resources) = (execution.leader, execution.resources);
         match execution.stage {
             Stage::Queued { lane } => {
                 self.queue.start(self.now, lane, execution.seq, resources.milli_cores);
@@ -193,16 +187,14 @@ impl Scheduler {
         job.attempts = job.attempts.saturating_add(1);
         let number = u32::from(job.attempts);
         self.fleet.take(slot, attempt, resources);
-        self.attempts.insert(
-            attempt,
-            Attempt {
-                execution: Some(id),
-                worker: slot,
-                resources,
-                assigned_at: self.now,
-                started: false,
-            },
-        );
+        let running = Attempt {
+            execution: Some(id),
+            worker: slot,
+            resources,
+            assigned_at: self.now,
+            started: false,
+        };
+        self.attempts.insert(attempt.0, running);
         let (job, worker) = (self.job_ref(leader), self.fleet.workers[slot].id);
         self.emit(Effect::Assign { attempt, number, job, worker, resources });
         self.release_reserved();
@@ -238,7 +230,7 @@ impl Scheduler {
         let overtaken = |shape: &u32| {
             let head = self.queue.head(*shape);
             self.queue.is_before(*shape, rank)
-                && head.is_some_and(|id| self.fleet.could_take(slot, self.executions[id].need))
+                && head.is_some_and(|id| self.fleet.could_take(slot, self.executions[id].need()))
         };
         let shapes: Vec<u32> = self.queue.closed().filter(overtaken).collect();
         for shape in shapes {
@@ -258,7 +250,7 @@ impl Scheduler {
         if !overtaken || reserved || self.queue.avoids_variously(shape) {
             return;
         }
-        let need = self.executions[head].need;
+        let need = self.executions[head].need();
         let workers = self.fleet.workers.len() as u32;
         let most = (workers / self.config.reserve_one_in.max(1)).max(1);
         let candidate = |slot: &u32| {
@@ -291,7 +283,7 @@ impl Scheduler {
         if self.avoids_in_vain(head) {
             return self.queue.set_open(shape, true);
         }
-        let hopeless = self.fleet.why_not(self.executions[head].need).is_some();
+        let hopeless = self.fleet.why_not(self.executions[head].need()).is_some();
         let since = &mut self.queue.shapes[shape].hopeless_since;
         match (hopeless, *since) {
             (true, None) => {
@@ -315,7 +307,7 @@ impl Scheduler {
     pub(crate) fn reopen_selector(&mut self, selector: SelectorId) {
         let asks = |shape: &u32| {
             let head = self.queue.head(*shape);
-            head.is_some_and(|id| self.executions[id].need.selector == selector)
+            head.is_some_and(|id| self.executions[id].need().selector == selector)
         };
         let shapes: Vec<u32> = self.queue.closed().filter(asks).collect();
         for shape in shapes {
@@ -334,7 +326,7 @@ impl Scheduler {
             let mut expired = None;
             for id in self.queue.heads(shape) {
                 let execution = &self.executions[id];
-                let Some(reason) = self.fleet.why_not(execution.need) else {
+                let Some(reason) = self.fleet.why_not(execution.need()) else {
                     continue;
                 };
                 let waits_since = execution.ready_at.max(since);
@@ -375,7 +367,7 @@ impl Scheduler {
         };
         self.freed.remove(&slot);
         for attempt in gone.attempts {
-            let ended = self.attempts.remove(&attempt).and_then(|attempt| attempt.execution);
+            let ended = self.attempts.remove(attempt.0).and_then(|attempt| attempt.execution);
             if let Some(execution) = ended {
                 let ended = Ended { execution, attempt, store: gone.store, worker_lost: lost };
                 let end = AttemptEnd::Infra { blame: Blame::Worker, lost_inputs: false };

@@ -13,12 +13,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::graph::Need;
 use crate::ids::{SelectorId, Time, UserId};
+use crate::numbered::Numbered;
 use crate::resources::Resources;
 use crate::slab::Slab;
 use crate::tried::Tried;
 
 /// What is assumed of the run time of a user of whom nothing is known.
 const FIRST_GUESS_MS: u64 = 1_000;
+
+/// Executions that arrived one after the other and are kept together.
+const EXECUTIONS_A_PAGE: usize = 32;
 
 /// Place of a lane's head in the order; the least is next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +77,7 @@ pub(crate) struct Shape {
 struct Lane {
     shape: u32,
     account: u32,
-    executions: BTreeMap<u64, u32>,
+    executions: Numbered<u32, EXECUTIONS_A_PAGE>,
     rank: Rank,
     served_at: Time,
     starved: bool,
@@ -150,7 +154,7 @@ impl Queue {
         let lane = self.lanes.insert(Lane {
             shape,
             account,
-            executions: BTreeMap::new(),
+            executions: Numbered::default(),
             rank: Rank { level: 0, tag: 0, seq, lane: 0 },
             served_at: now,
             starved: false,
@@ -216,10 +220,14 @@ impl Queue {
 
     /// Takes an execution out that is not started (now).
     pub(crate) fn remove(&mut self, lane: u32, seq: u64) {
-        if self.lanes[lane].executions.remove(&seq).is_some() {
+        self.take_out(lane, seq);
+        self.rerank(lane);
+    }
+
+    fn take_out(&mut self, lane: u32, seq: u64) {
+        if self.lanes[lane].executions.remove(seq).is_some() {
             self.len -= 1;
         }
-        self.rerank(lane);
     }
 
     /// Takes an execution out because it starts.
@@ -230,18 +238,20 @@ impl Queue {
         let shape = &mut self.shapes[*shape];
         shape.overtaken_since = None;
         self.released.extend(shape.reserved.take());
-        self.charge(account, milli_cores);
-        self.remove(lane, seq);
+        self.take_out(lane, seq);
+        self.charge(account, milli_cores, Some(lane));
+        self.rerank(lane);
     }
 
     /// Accounts for a start outside the lanes.
     pub(crate) fn start_aside(&mut self, owner: Owner, milli_cores: u32) {
         let account = self.account(owner);
-        self.charge(account, milli_cores);
+        self.charge(account, milli_cores, None);
         self.forget_idle(owner.class);
     }
 
-    fn charge(&mut self, id: u32, milli_cores: u32) {
+    /// Moves an account on; the caller reranks the lane `except`.
+    fn charge(&mut self, id: u32, milli_cores: u32, except: Option<u32>) {
         let account = &mut self.accounts[id];
         let class = self.classes.entry(account.owner.class).or_default();
         let before = account.virtual_time;
@@ -254,7 +264,7 @@ impl Queue {
         }
         class.virtual_time = class.virtual_time.max(before);
         let lanes = std::mem::take(&mut account.lanes);
-        for &lane in &lanes {
+        for &lane in lanes.iter().filter(|lane| Some(**lane) != except) {
             self.rerank(lane);
         }
         self.accounts[id].lanes = lanes;
@@ -278,7 +288,7 @@ impl Queue {
             self.closed.remove(&lane.shape);
         }
         let old = lane.rank;
-        let Some((&seq, _)) = lane.executions.first_key_value() else {
+        let Some((seq, _)) = lane.executions.first() else {
             shape.ranks.remove(&old);
             let shape = lane.shape;
             self.drop_lane(id);
@@ -364,20 +374,20 @@ impl Queue {
     pub(crate) fn next(&self) -> Option<(Rank, u32, u32)> {
         let rank = *self.order.first()?;
         let lane = &self.lanes[rank.lane];
-        let (_, &execution) = lane.executions.first_key_value()?;
+        let (_, &execution) = lane.executions.first()?;
         Some((rank, lane.shape, execution))
     }
 
     /// The next in order within a shape.
     pub(crate) fn head(&self, shape: u32) -> Option<u32> {
         let rank = self.shapes.get(shape)?.ranks.first()?;
-        self.lanes[rank.lane].executions.first_key_value().map(|(_, &execution)| execution)
+        self.lanes[rank.lane].executions.first().map(|(_, &execution)| execution)
     }
 
     /// The first of every lane of a shape.
     pub(crate) fn heads(&self, shape: u32) -> impl Iterator<Item = u32> {
         let lanes = self.shapes[shape].ranks.iter().map(|rank| &self.lanes[rank.lane]);
-        lanes.filter_map(|lane| lane.executions.first_key_value().map(|(_, &execution)| execution))
+        lanes.filter_map(|lane| lane.executions.first().map(|(_, &execution)| execution))
     }
 
     /// Whether the executions of a shape avoid different workers: none can be kept free for all.
@@ -480,7 +490,7 @@ impl Queue {
     /// Every queued execution with its lane.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64, u32)> {
         self.lanes.iter().flat_map(|(id, lane)| {
-            lane.executions.iter().map(move |(&seq, &execution)| (id, seq, execution))
+            lane.executions.iter().map(move |(seq, &execution)| (id, seq, execution))
         })
     }
 }

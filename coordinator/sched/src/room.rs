@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 use crate::ids::WorkerId;
 use crate::job::NONE;
 use crate::resources::Resources;
+use crate::steps::step;
 
 type Key = (u32, Reverse<WorkerId>);
 
@@ -80,6 +81,7 @@ impl RoomIndex {
     }
 
     fn node(&self, at: u32) -> Option<&Node> {
+        step();
         self.nodes.get(at as usize)?.as_ref()
     }
 

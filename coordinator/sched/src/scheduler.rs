@@ -10,13 +10,19 @@ use crate::config::Config;
 use crate::event::{Effect, Event};
 use crate::execution::{Attempt, Execution};
 use crate::fleet::Fleet;
-use crate::ids::{ActionKey, AttemptId, BuildId, JobRef, Time};
+use crate::ids::{BuildId, JobRef, Time};
 use crate::job::{Build, Job, JobAt, State};
+use crate::keys::Keys;
+use crate::numbered::Numbered;
 use crate::queue::{Due, Owner, Queue};
 use crate::slab::Slab;
+use crate::steps::step;
 
 /// Effects that were taken leave at most room for this many behind.
 const KEPT_EFFECTS: usize = 4096;
+
+/// Attempts with neighbouring numbers that are kept together.
+const ATTEMPTS_A_PAGE: usize = 16;
 
 /// The scheduler. See the crate's documentation.
 #[derive(Debug)]
@@ -29,8 +35,8 @@ pub struct Scheduler {
     pub(crate) queue: Queue,
     pub(crate) aside: Aside,
     pub(crate) executions: Slab<Execution>,
-    pub(crate) by_key: BTreeMap<ActionKey, u32>,
-    pub(crate) attempts: BTreeMap<AttemptId, Attempt>,
+    pub(crate) by_key: Keys,
+    pub(crate) attempts: Numbered<Attempt, ATTEMPTS_A_PAGE>,
     /// Executions that avoid workers, by when they stop doing so.
     pub(crate) elsewhere: BTreeSet<(Time, u32)>,
     pub(crate) last_attempt: u64,
@@ -62,8 +68,8 @@ impl Scheduler {
             queue,
             aside: Aside::default(),
             executions: Slab::default(),
-            by_key: BTreeMap::new(),
-            attempts: BTreeMap::new(),
+            by_key: Keys::default(),
+            attempts: Numbered::default(),
             elsewhere: BTreeSet::new(),
             last_attempt: 0,
             last_seq: 0,
@@ -96,7 +102,7 @@ impl Scheduler {
             }
             Event::Submitted { build, user, class, keep_going, graph } => {
                 if !self.build_slots.contains_key(&build) {
-                    self.submitted(Build::new(build, user, class, keep_going, graph));
+                    self.submitted(Build::new(build, user, class, keep_going, *graph));
                 }
             }
             Event::Cancelled { build } => {
@@ -110,7 +116,7 @@ impl Scheduler {
                 }
             }
             Event::AttemptStarted { attempt } => {
-                if let Some(attempt) = self.attempts.get_mut(&attempt) {
+                if let Some(attempt) = self.attempts.get_mut(attempt.0) {
                     attempt.started = true;
                 }
             }
@@ -179,10 +185,12 @@ impl Scheduler {
     }
 
     pub(crate) fn job(&self, at: JobAt) -> &Job {
+        step();
         &self.builds[at.build].jobs[at.index as usize]
     }
 
     pub(crate) fn job_mut(&mut self, at: JobAt) -> &mut Job {
+        step();
         &mut self.builds[at.build].jobs[at.index as usize]
     }
 

@@ -102,7 +102,7 @@ impl Scheduler {
                 match execution.stage {
                     Stage::Queued { lane } => Some(self.why_queued(job.execution, lane)),
                     Stage::Running { attempt } => {
-                        let started = self.attempts.get(&attempt)?.started;
+                        let started = self.attempts.get(attempt.0)?.started;
                         Some(WaitReason::Running { attempt, started })
                     }
                     Stage::Aside | Stage::Loose => Some(WaitReason::Placement),
@@ -114,14 +114,14 @@ impl Scheduler {
     fn why_queued(&self, id: u32, lane: u32) -> WaitReason {
         let execution = &self.executions[id];
         let shape = &self.queue.shapes[self.queue.shape_of(lane)];
-        if let Some(reason) = self.fleet.why_not(execution.need) {
+        if let Some(reason) = self.fleet.why_not(execution.need()) {
             let since = shape.hopeless_since.unwrap_or(self.now).max(execution.ready_at);
             let until = since.plus_ms(self.config.queue_timeout_ms);
             return WaitReason::NoWorker { reason, until };
         }
         match shape.reserved {
             Some(slot) => WaitReason::Reserved { worker: self.fleet.workers[slot].id },
-            None if execution.elsewhere_until.is_some() => WaitReason::Placement,
+            None if execution.avoids_until().is_some() => WaitReason::Placement,
             None => WaitReason::Busy,
         }
     }
@@ -133,7 +133,7 @@ impl Scheduler {
         let heads: Vec<u32> =
             self.queue.shapes.iter().filter_map(|(shape, _)| self.queue.head(shape)).collect();
         let stalled = heads.into_iter().find(|id| {
-            let need = self.executions[*id].need;
+            let need = self.executions[*id].need();
             self.fleet.roomiest(need).is_some()
         })?;
         Some(self.job_ref(self.executions[stalled].leader))

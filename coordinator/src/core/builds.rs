@@ -237,7 +237,8 @@ impl Core {
         self.write_build(summary, flat_ids);
         let users = u32::try_from(self.users.len()).unwrap_or(u32::MAX);
         let user = *self.users.entry(user).or_insert(sched::UserId(users));
-        let submitted = sched::Event::Submitted { build: id, user, class, keep_going, graph };
+        let submitted =
+            sched::Event::Submitted { build: id, user, class, keep_going, graph: Box::new(graph) };
         self.scheduler.handle(self.now(), submitted);
         Ok(Accepted { build: id, events })
     }

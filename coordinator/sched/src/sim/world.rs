@@ -266,7 +266,7 @@ impl World {
         }
         let user = UserId(self.random.below(3));
         let (class, keep_going) = (self.random.below(3) as u8, self.random.percent(50));
-        self.tell(Event::Submitted { build, user, class, keep_going, graph })
+        self.tell(Event::Submitted { build, user, class, keep_going, graph: Box::new(graph) })
     }
 
     fn obey(&mut self, effect: Effect) -> Result<(), String> {

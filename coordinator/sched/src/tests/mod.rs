@@ -9,3 +9,4 @@ mod remake;
 mod retries;
 mod rig;
 mod simulation;
+mod steps;

@@ -79,7 +79,7 @@ fn events() -> impl Strategy<Value = Event> {
                 user: UserId(user),
                 class,
                 keep_going,
-                graph,
+                graph: Box::new(graph),
             }
         ),
         1 => (0u64..4).prop_map(|build| Event::Cancelled { build: BuildId(build) }),

@@ -130,7 +130,7 @@ impl Rig {
             graph.push(deps, spec.clone()).unwrap();
         }
         let (build, user) = (BuildId(build), UserId(user));
-        self.tell(Event::Submitted { build, user, class, keep_going, graph });
+        self.tell(Event::Submitted { build, user, class, keep_going, graph: Box::new(graph) });
     }
 
     /// Takes the look-ups asked for.
