@@ -46,7 +46,8 @@ impl Embedded {
     pub(crate) async fn start(cache: &Cache) -> Result<Self, Failure> {
         let directory = RuntimeDirectory::make()?;
         let address = Address::Unix(directory.path.join(SOCKET));
-        let config = Config { listen: address, state: cache.coordinator(), limits: limits() };
+        let state = cache.coordinator();
+        let config = Config { listen: address, state, exclusive: false, limits: limits() };
         let failed = |error: &dyn std::error::Error| Failure::infrastructure(with_causes(error));
         let coordinator = Coordinator::start(config).await.map_err(|error| failed(&error))?;
         let config = WorkerConfig::new(coordinator.address().clone(), "local", cache.worker());

@@ -10,7 +10,7 @@ use distbuild_proto::wire;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
-use crate::state::{SCHEMA_VERSION, StateError, finished_build, named_result};
+use crate::state::{OpenError, SCHEMA_VERSION, StateError, finished_build, named_result, version};
 
 /// How long a call waits for a checkpoint of who writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,13 +32,8 @@ impl Archive {
     /// # Errors
     /// There is none, it cannot be read, or another version of distbuild wrote it.
     pub fn open(state: &Path) -> Result<Self, StateError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(state.join(Self::FILE), flags)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if found != SCHEMA_VERSION {
-            return Err(StateError::Version { found });
-        }
+        let path = state.join(Self::FILE);
+        let connection = connect(&path).map_err(|error| error.at(&path))?;
         Ok(Self { connection: Mutex::new(connection) })
     }
 
@@ -102,6 +97,16 @@ impl Archive {
         let mut statement = connection.prepare_cached(query)?;
         let rows = statement.query_map([limit], |row: &Row<'_>| row.get(0))?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    match version(&connection)? {
+        SCHEMA_VERSION => Ok(connection),
+        found => Err(OpenError::Version(found)),
     }
 }
 

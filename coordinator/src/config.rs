@@ -12,6 +12,8 @@ pub struct Config {
     pub listen: Address,
     /// Directory for the state database and the coordinator's own blobs; made if missing.
     pub state: PathBuf,
+    /// No other exclusive coordinator may use the state directory.
+    pub exclusive: bool,
     /// The limits.
     pub limits: Limits,
 }

@@ -15,6 +15,8 @@ mod relay;
 mod services;
 mod state;
 
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use distbuild_cas::{DiskStore, StoreConfig};
@@ -42,6 +44,8 @@ pub struct Coordinator {
     relay: relay::Relay,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
+    /// Taken back by the kernel however the process ends.
+    _exclusive: Option<File>,
 }
 
 impl Coordinator {
@@ -50,11 +54,10 @@ impl Coordinator {
     /// # Errors
     /// The state directory or the address cannot be used.
     pub async fn start(config: Config) -> Result<Self, CoordinatorError> {
-        let unusable = |source| CoordinatorError::StateDirectory {
-            path: config.state.display().to_string(),
-            source,
-        };
-        std::fs::create_dir_all(&config.state).map_err(unusable)?;
+        std::fs::create_dir_all(&config.state).map_err(|source| {
+            CoordinatorError::StateDirectory { path: config.state.clone(), source }
+        })?;
+        let exclusive = config.exclusive.then(|| lock(&config.state)).transpose()?;
         let limits = Arc::new(config.limits);
         let store = StoreConfig {
             max_bytes: limits.max_store_bytes,
@@ -75,7 +78,7 @@ impl Coordinator {
         let stop = CancellationToken::new();
         let relay = shared.relay.clone();
         let server = tokio::spawn(serve(listener, core.clone(), shared, stop.clone()));
-        Ok(Self { address, core, relay, stop, server })
+        Ok(Self { address, core, relay, stop, server, _exclusive: exclusive })
     }
 
     /// Where it is reached; a port 0 has become the port that the system chose.
@@ -106,6 +109,17 @@ impl Drop for Coordinator {
     }
 }
 
+/// Keeps other exclusive coordinators away from a state directory.
+fn lock(state: &Path) -> Result<File, CoordinatorError> {
+    let path = state.join("coordinator.lock");
+    let open = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let locked = open.map_err(TryLockError::Error).and_then(|lock| lock.try_lock().map(|()| lock));
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => CoordinatorError::StateInUse { path: state.to_owned() },
+        TryLockError::Error(source) => CoordinatorError::StateDirectory { path, source },
+    })
+}
+
 async fn serve(listener: Listener, core: Handle, shared: Shared, stop: CancellationToken) {
     let builds = BuildsService { core: core.clone(), shared: shared.clone() };
     let blobs = BlobsService { core: core.clone(), shared };
@@ -124,13 +138,22 @@ async fn serve(listener: Listener, core: Handle, shared: Shared, stop: Cancellat
 /// Why a coordinator does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordinatorError {
-    /// The state directory cannot be made.
-    #[error("failed to use state directory {path}: {source}")]
+    /// The state directory cannot be made or locked.
+    #[error("failed to use state directory {}: {source}", path.display())]
     StateDirectory {
-        /// The directory.
-        path: String,
+        /// The directory, or the lock in it.
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Another exclusive coordinator uses the state directory.
+    #[error(
+        "another coordinator uses the state directory {}; stop it, or name another one with --state",
+        path.display()
+    )]
+    StateInUse {
+        /// The directory.
+        path: PathBuf,
     },
     /// The address cannot be listened on.
     #[error("failed to listen on {address}: {source}")]

@@ -6,7 +6,7 @@
 //! survives the death of any process; the last ones before a power failure may be lost, and then cost
 //! a rebuild, since a result is only a claim that is checked before it is used.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -98,18 +98,7 @@ impl State {
     /// # Errors
     /// The file cannot be opened, is no database, or was written by another version.
     pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
-        let connection = Connection::open(path)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "NORMAL")?;
-        connection.pragma_update(None, "cache_size", -64 * 1024)?;
-        connection.set_prepared_statement_cache_capacity(32);
-        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if found != 0 && found != SCHEMA_VERSION {
-            return Err(StateError::Version { found });
-        }
-        connection.execute_batch(SCHEMA)?;
-        connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        let connection = connect(path).map_err(|error| error.at(path))?;
         let (requests, receiver) = mpsc::sync_channel(WAITING_REQUESTS);
         std::thread::Builder::new()
             .name("state".to_owned())
@@ -308,6 +297,26 @@ impl State {
     }
 }
 
+fn connect(path: &Path) -> Result<Connection, OpenError> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "cache_size", -64 * 1024)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    let found = version(&connection)?;
+    if found != 0 && found != SCHEMA_VERSION {
+        return Err(OpenError::Version(found));
+    }
+    connection.execute_batch(SCHEMA)?;
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    Ok(connection)
+}
+
+pub(crate) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
 fn serve(connection: &Connection, requests: &mpsc::Receiver<Request>) {
     while let Ok(first) = requests.recv() {
         let begun = connection.execute_batch("BEGIN IMMEDIATE");
@@ -434,19 +443,53 @@ pub(crate) fn finished_build(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::
     Ok(wire::FinishedBuild { summary: Some(decode(&summary)?), job_ids })
 }
 
+/// Why a file is not opened as a state database.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    Database(rusqlite::Error),
+    Version(i64),
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl OpenError {
+    pub(crate) fn at(self, path: &Path) -> StateError {
+        let path = path.to_owned();
+        match self {
+            Self::Database(source) => StateError::Open { path, source },
+            Self::Version(found) => StateError::Version { path, found },
+        }
+    }
+}
+
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
+    /// The file cannot be opened.
+    #[error("failed to open the state database {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
     /// SQLite failed.
     #[error("the state database failed: {0}")]
     Database(#[from] rusqlite::Error),
     /// A file of another version of distbuild.
     #[error(
-        "the state database has version {found}, this program writes version {SCHEMA_VERSION}; \
-         use another --state directory or the program that wrote it"
+        "the state database {} has version {found}, this program writes version {SCHEMA_VERSION}; \
+         use another --state directory or the program that wrote it",
+        path.display()
     )]
     Version {
-        /// The version in the file.
+        /// The file.
+        path: PathBuf,
+        /// The version in it.
         found: i64,
     },
     /// The transaction was not committed; see the log.
@@ -525,6 +568,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(State::open(&path), Err(StateError::Version { found: 99 })));
+        let error = State::open(&path).unwrap_err();
+        assert!(matches!(error, StateError::Version { found: 99, .. }), "{error}");
+        assert!(error.to_string().contains(&*path.to_string_lossy()), "{error}");
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_opened_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        std::fs::create_dir(&path).unwrap();
+        let error = State::open(&path).unwrap_err();
+        assert!(error.to_string().contains(&*path.to_string_lossy()), "{error}");
     }
 }

@@ -47,7 +47,7 @@ impl Farm {
         let directory = tempfile::tempdir().unwrap();
         let address = Address::Unix(directory.path().join("grpc.sock"));
         let state = directory.path().join("state");
-        let config = Config { listen: address.clone(), state, limits };
+        let config = Config { listen: address.clone(), state, exclusive: true, limits };
         let coordinator = Coordinator::start(config).await.unwrap();
         Self { coordinator: Some(coordinator), address, directory }
     }
@@ -58,7 +58,8 @@ impl Farm {
             coordinator.shutdown().await;
         }
         let state = self.directory.path().join("state");
-        let config = Config { listen: self.address.clone(), state, limits: Limits::default() };
+        let limits = Limits::default();
+        let config = Config { listen: self.address.clone(), state, exclusive: true, limits };
         self.coordinator = Some(Coordinator::start(config).await.unwrap());
     }
 
