@@ -12,7 +12,6 @@ use distbuild_sched as sched;
 use distbuild_sched::{BuildId, JobRef, StoreId};
 
 use super::Core;
-use super::effects::no_worker_text;
 use crate::event_log::{EventLog, unix_ms};
 use crate::metadata::BuildMetadata;
 use crate::pools::Properties;
@@ -143,10 +142,14 @@ impl Build {
         &mut self.jobs[job.index as usize]
     }
 
+    /// The properties of the workers that may run a job.
+    pub(super) fn pool(&self, job: JobRef) -> &Properties {
+        &self.pools[self.pool_of[job.index as usize] as usize]
+    }
+
     /// The toolchain that a job runs with.
     pub(super) fn toolchain(&self, job: JobRef) -> &str {
-        let pool = &self.pools[self.pool_of[job.index as usize] as usize];
-        pool.get(crate::pools::TOOLCHAIN).map_or("", String::as_str)
+        self.pool(job).get(crate::pools::TOOLCHAIN).map_or("", String::as_str)
     }
 
     pub(super) fn finished(&mut self, outcome: wire::Outcome) {
@@ -425,36 +428,40 @@ impl Core {
     pub(super) fn report_waiting(&mut self) {
         let running: HashSet<BuildId> =
             self.attempts.values().map(|attempt| attempt.job.build).collect();
-        for (id, build) in &mut self.builds {
+        let ids: Vec<BuildId> = self.builds.keys().copied().collect();
+        for id in ids {
+            let Some(build) = self.builds.get_mut(&id) else { continue };
             let first = build.jobs.iter().position(|job| job.prepared.is_some()).map(number);
-            let Some(index) = first.filter(|_| !running.contains(id)) else {
+            let Some(index) = first.filter(|_| !running.contains(&id)) else {
                 build.last_waiting = None;
                 continue;
             };
-            let waits = self.scheduler.why_waiting(JobRef { build: *id, index });
-            let Some(reason) = waits.and_then(waiting_text) else {
+            let job = JobRef { build: id, index };
+            let waits = self.scheduler.why_waiting(job);
+            let Some(reason) = waits.and_then(|reason| self.waiting_text(job, reason)) else {
                 continue;
             };
+            let Some(build) = self.builds.get_mut(&id) else { continue };
             if build.last_waiting.as_ref() != Some(&reason) {
-                let job = build.submitted[index as usize];
+                let job = build.client_number(job);
                 build.last_waiting = Some(reason.clone());
                 build.events.append(Body::JobWaiting(wire::JobWaiting { job, reason }));
             }
         }
     }
-}
 
-/// Why a job waits, for people; none if it is about to go on.
-fn waiting_text(reason: sched::WaitReason) -> Option<String> {
-    match reason {
-        sched::WaitReason::NoWorker { reason, .. } => Some(no_worker_text(reason)),
-        sched::WaitReason::Busy => Some("all workers that could run it are busy".to_owned()),
-        sched::WaitReason::Reserved { .. } => {
-            Some("a worker is being emptied to make room for it".to_owned())
+    /// Why a job waits, for people; none if it is about to go on.
+    fn waiting_text(&self, job: JobRef, reason: sched::WaitReason) -> Option<String> {
+        match reason {
+            sched::WaitReason::NoWorker { reason, .. } => Some(self.no_worker_text(job, reason)),
+            sched::WaitReason::Busy => Some("all workers that could run it are busy".to_owned()),
+            sched::WaitReason::Reserved { .. } => {
+                Some("a worker is being emptied to make room for it".to_owned())
+            }
+            sched::WaitReason::Dependencies { .. }
+            | sched::WaitReason::LookUp
+            | sched::WaitReason::Placement
+            | sched::WaitReason::Running { .. } => None,
         }
-        sched::WaitReason::Dependencies { .. }
-        | sched::WaitReason::LookUp
-        | sched::WaitReason::Placement
-        | sched::WaitReason::Running { .. } => None,
     }
 }

@@ -242,9 +242,13 @@ impl Core {
         };
         match outcome {
             Outcome::Succeeded { how } => {
+                let no_cache =
+                    || self.builds.get(&job.build).is_some_and(|build| build.header.no_cache);
                 let outcome = match how {
                     How::Executed { .. } => wire::Outcome::Executed,
-                    // An equal job was executed, this one was not.
+                    // An equal job was executed meanwhile, this one was not: as good as cached,
+                    // except to who asked for an execution and got one.
+                    How::Joined { .. } if no_cache() => wire::Outcome::Executed,
                     How::Joined { .. } | How::Cached | How::Unneeded => wire::Outcome::Cached,
                     How::CutOff => wire::Outcome::CutOff,
                 };
@@ -275,9 +279,37 @@ impl Core {
                 let text = stopped.map_or("another job failed", Stopped::text);
                 (wire::Outcome::Cancelled, text.to_owned(), 0)
             }
-            Outcome::NoWorker { reason } => (wire::Outcome::NoWorker, no_worker_text(reason), 0),
+            Outcome::NoWorker { reason } => {
+                (wire::Outcome::NoWorker, self.no_worker_text(job, reason), 0)
+            }
         }
     }
+
+    /// Why no worker takes a job, for people.
+    pub(super) fn no_worker_text(&self, job: JobRef, reason: sched::NoWorkerReason) -> String {
+        let nobody = "no connected worker offers its platform properties";
+        let (sched::NoWorkerReason::TooBig, Some(build)) = (reason, self.builds.get(&job.build))
+        else {
+            return nobody.to_owned();
+        };
+        let asked = build.graph.jobs()[job.index as usize].resources();
+        let asked = sched::Resources::new(asked.milli_cores, asked.memory_bytes);
+        let Some((name, largest)) = self.sessions.nearest_to(asked, build.pool(job)) else {
+            return nobody.to_owned();
+        };
+        format!(
+            "it asks for {}, and the largest worker that offers its platform properties, {name:?}, \
+             has {}",
+            amount(asked),
+            amount(largest)
+        )
+    }
+}
+
+/// Resources for people.
+fn amount(resources: sched::Resources) -> String {
+    let cores = f64::from(resources.milli_cores) / 1000.0;
+    format!("{cores} cores and {} MiB of memory", resources.memory_bytes >> 20)
 }
 
 /// Why a job cannot be lowered.
@@ -304,18 +336,6 @@ fn prepare(build: &Build, job: JobRef) -> Result<Prepared, Unprepared> {
     let action = spec.lower(root, build.toolchain(job));
     let key = *action.digest().as_bytes();
     Ok(Prepared { action, key, directories: blobs.into_iter().map(|(_, blob)| blob).collect() })
-}
-
-/// Why no worker takes a job, for people.
-pub(super) fn no_worker_text(reason: sched::NoWorkerReason) -> String {
-    match reason {
-        sched::NoWorkerReason::NoMatch => "no connected worker offers its platform properties",
-        sched::NoWorkerReason::TooBig => {
-            "no connected worker that offers its platform properties has so many cores or so much \
-             memory"
-        }
-    }
-    .to_owned()
 }
 
 fn infra_text(reason: sched::InfraReason) -> String {

@@ -106,6 +106,22 @@ impl Sessions {
         sessions.into_iter().collect()
     }
 
+    /// Of the workers that offer these properties, the one that comes nearest to having so much.
+    pub(super) fn nearest_to(
+        &self,
+        asked: sched::Resources,
+        properties: &Properties,
+    ) -> Option<(&str, sched::Resources)> {
+        let offers = |session: &&Session| {
+            properties.iter().all(|(name, value)| session.properties.get(name) == Some(value))
+        };
+        let enough = |has: sched::Resources| {
+            (has.milli_cores.min(asked.milli_cores), has.memory_bytes.min(asked.memory_bytes))
+        };
+        let nearest = self.by_id.values().filter(offers).max_by_key(|it| enough(it.capacity));
+        nearest.map(|session| (session.name.as_str(), session.capacity))
+    }
+
     pub(super) fn ids(&self) -> Vec<SessionId> {
         self.by_id.keys().copied().collect()
     }

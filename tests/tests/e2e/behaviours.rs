@@ -327,6 +327,20 @@ fn no_cache_runs_again_and_records_all_the_same() {
 }
 
 #[test]
+fn a_job_that_joined_an_execution_counts_as_executed_when_nothing_cached_was_wanted() {
+    let farm = Farm::start(1);
+    let project = Project::with_jobs(json!([
+        shell("one", "echo same > {{OUTPUT_DIR}}/f"),
+        shell("two", "echo same > {{OUTPUT_DIR}}/f"),
+    ]));
+    let build = farm.build(&project.graph()).args(["--no-cache"]).succeed();
+    assert_eq!((build.jobs("executed"), build.jobs("cached")), (2, 0));
+    assert_eq!(build.attempts("one").len() + build.attempts("two").len(), 1);
+    let joined = |event: &&Value| event["type"] == "job_finished" && event["joined"] == true;
+    assert_eq!(build.events.iter().filter(joined).count(), 1);
+}
+
+#[test]
 fn a_job_sees_no_undeclared_source_no_network_and_a_fixed_environment() {
     let farm = Farm::start(1);
     let project = Project::with_jobs(json!([shell_with(
