@@ -1,13 +1,26 @@
 //! What a build talks to: a coordinator somewhere, or one in this process with a worker of its own.
 
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
 use distbuild_cas::{DiskStore, StoreConfig};
 use distbuild_proto::{Address, transport};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::build::deliver::with_causes;
 use crate::embedded::Embedded;
 use crate::exit::Failure;
 use crate::places::Cache;
+
+/// How long a coordinator is dialled again that nobody listens for yet: a script may start it and what
+/// needs it in one go.
+const STARTING: Duration = Duration::from_secs(3);
+/// Pause before the second dial; it doubles.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where to build.
 #[derive(Clone, Debug)]
@@ -73,15 +86,84 @@ impl Backend {
     }
 }
 
-/// Dials a coordinator.
+/// Dials a coordinator, again and again for [`STARTING`] while nobody listens there.
 ///
 /// # Errors
-/// Nobody listens there.
+/// Nobody listens there, or the address cannot be reached.
 pub(crate) async fn dial(address: &Address) -> Result<Channel, Failure> {
-    transport::connect(address).await.map_err(|error| {
+    patiently(|| transport::connect(address)).await.map_err(|error| {
         Failure::infrastructure(format!(
             "no coordinator is reached at {address}: {}",
             with_causes(&error)
         ))
     })
+}
+
+async fn patiently<T, E: Error + 'static>(
+    mut connect: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let deadline = Instant::now() + STARTING;
+    let mut pause = PAUSE;
+    loop {
+        let error = match connect().await {
+            Err(error) if nobody_listens(&error) => error,
+            other => return other,
+        };
+        if Instant::now() + pause > deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(MAX_PAUSE);
+    }
+}
+
+/// Whether the host is there and the port or the socket is not.
+fn nobody_listens(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            );
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_coordinator_that_does_not_listen_yet_is_dialled_again() {
+        let mut refusals = 3;
+        let dialled = patiently(async || {
+            if refusals == 0 {
+                return Ok("there");
+            }
+            refusals -= 1;
+            Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+        });
+        assert_eq!(dialled.await.unwrap(), "there");
+    }
+
+    #[tokio::test]
+    async fn only_a_missing_listener_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let free_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let missing = directory.path().join("socket").display().to_string();
+        for address in [free_port.to_string(), format!("unix:{missing}")] {
+            let error = transport::connect(&address.parse().unwrap()).await.unwrap_err();
+            assert!(nobody_listens(&error), "{address}: {}", with_causes(&error));
+        }
+        let mut dials = 0;
+        let dialled = patiently(async || {
+            dials += 1;
+            Err::<(), _>(io::Error::from(io::ErrorKind::HostUnreachable))
+        });
+        dialled.await.unwrap_err();
+        assert_eq!(dials, 1);
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, eaccess};
+
 use crate::exit::Failure;
 
 /// The places of one graph.
@@ -15,6 +17,10 @@ pub(crate) struct Places {
     pub(crate) out: PathBuf,
     /// What builds keep from one to the next.
     pub(crate) cache: Cache,
+    /// Where a build's summary goes, if anywhere.
+    pub(crate) summary: Option<PathBuf>,
+    /// Where a build's events go, if anywhere.
+    pub(crate) events: Option<PathBuf>,
 }
 
 impl Places {
@@ -32,7 +38,38 @@ impl Places {
         let beside = graph.parent().unwrap_or(Path::new("/")).to_owned();
         let source = source.map_or(Ok(beside.clone()), |source| absolute(&source))?;
         let out = out.map_or(Ok(beside.join("distbuild-out")), |out| absolute(&out))?;
-        Ok(Self { graph, source, out, cache: Cache::new(state)? })
+        let cache = Cache::new(state)?;
+        Ok(Self { graph, source, out, cache, summary: None, events: None })
+    }
+
+    /// The same places for a build that is to be written about.
+    ///
+    /// # Errors
+    /// A path is empty, or there is no working directory.
+    pub(crate) fn with_reports(
+        self,
+        summary: Option<PathBuf>,
+        events: Option<PathBuf>,
+    ) -> Result<Self, Failure> {
+        let of = |path: Option<PathBuf>| path.map(|path| absolute(&path)).transpose();
+        Ok(Self { summary: of(summary)?, events: of(events)?, ..self })
+    }
+
+    /// Finds before a build what would keep it from being written about after it.
+    ///
+    /// # Errors
+    /// A file that cannot be written to.
+    pub(crate) fn check_reports(&self) -> Result<(), Failure> {
+        for (what, path, replaced) in
+            [("summary", &self.summary, true), ("events", &self.events, false)]
+        {
+            let Some(path) = path else { continue };
+            check_writable(path, replaced).map_err(|error| {
+                let path = path.display();
+                Failure::usage(format!("failed to write the {what} to {path}: {error}"))
+            })?;
+        }
+        Ok(())
     }
 
     /// Refuses an output directory whose contents are not for a build to replace.
@@ -64,8 +101,9 @@ impl Places {
     }
 
     /// What can never be an input.
-    pub(crate) fn excluded(&self) -> [PathBuf; 3] {
-        [self.out.clone(), self.cache.0.clone(), self.graph.clone()]
+    pub(crate) fn excluded(&self) -> Vec<PathBuf> {
+        let always = [&self.out, &self.cache.0, &self.graph];
+        always.into_iter().chain(&self.summary).chain(&self.events).cloned().collect()
     }
 
     /// The name of the graph file, for people.
@@ -142,6 +180,25 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
         .map_err(|error| Failure::usage(format!("{path:?} is not a usable path: {error}")))
 }
 
+/// Whether a file can be written, or made; `replaced`: by renaming another one to its name.
+fn check_writable(path: &Path, replaced: bool) -> std::io::Result<()> {
+    let found = std::fs::metadata(path);
+    if found.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
+        return Err(std::io::ErrorKind::IsADirectory.into());
+    }
+    if found.is_ok() {
+        eaccess(path, AccessFlags::W_OK)?;
+    }
+    if found.map_or(true, |found| found.is_file() && replaced) {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        eaccess(parent, AccessFlags::W_OK | AccessFlags::X_OK)?;
+        if !parent.is_dir() {
+            return Err(std::io::ErrorKind::NotADirectory.into());
+        }
+    }
+    Ok(())
+}
+
 /// The path without symbolic links and `..`, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     for known in path.ancestors() {
@@ -184,5 +241,38 @@ mod tests {
         assert_eq!(places.source, Path::new("/p"));
         assert_eq!(places.out, Path::new("/p/distbuild-out"));
         assert_eq!(places.title(), "graph.json");
+    }
+
+    #[test]
+    fn reports_that_cannot_be_written_are_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = |name: &str| directory.path().join(name);
+        std::fs::write(below("file"), "").unwrap();
+        let graph = below("graph.json");
+        let check = |summary: Option<PathBuf>, events: Option<PathBuf>| {
+            let places = Places::new(&graph, None, None, Some(below("cache"))).unwrap();
+            places.with_reports(summary, events).unwrap().check_reports()
+        };
+        for bad in [below("none/report"), below("file/report"), below("")] {
+            let name = bad.display().to_string();
+            for refused in [check(Some(bad.clone()), None), check(None, Some(bad.clone()))] {
+                let text = refused.unwrap_err().to_string();
+                assert!(text.contains(&name), "{text}");
+            }
+        }
+        for good in [below("new"), below("file"), "/dev/null".into()] {
+            check(Some(good.clone()), Some(good)).unwrap();
+        }
+        assert!(!below("new").exists());
+    }
+
+    #[test]
+    fn reports_are_never_inputs() {
+        let places = Places::new(Path::new("/p/graph.json"), None, None, Some("/c".into()));
+        let places = places.unwrap().with_reports(Some("/p/s".into()), Some("/p/e".into()));
+        let excluded = places.unwrap().excluded();
+        for path in ["/p/distbuild-out", "/c", "/p/graph.json", "/p/s", "/p/e"] {
+            assert!(excluded.contains(&PathBuf::from(path)), "{path}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -63,6 +64,24 @@ impl Read for Content {
         match self {
             Self::Inline(bytes) => bytes.read(into),
             Self::Stored(file) => file.read(into),
+        }
+    }
+}
+
+impl Content {
+    /// The first bytes, without taking them; none if they cannot be read.
+    pub(crate) fn head(&self, max_bytes: usize) -> Bytes {
+        match self {
+            Self::Inline(bytes) => {
+                let bytes = bytes.get_ref();
+                bytes.slice(..bytes.len().min(max_bytes))
+            }
+            Self::Stored(file) => {
+                let mut head = vec![0; max_bytes];
+                let read = file.read_at(&mut head, 0).unwrap_or(0);
+                head.truncate(read);
+                head.into()
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod console;
 pub(crate) mod deliver;
 pub(crate) mod events;
 pub(crate) mod fetch;
+pub(crate) mod hints;
 pub(crate) mod lend;
 pub(crate) mod plan;
 pub(crate) mod record;
@@ -17,7 +18,6 @@ pub(crate) mod submit;
 pub(crate) mod summary;
 pub(crate) mod traffic;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -65,8 +65,6 @@ struct Options {
     target: Where,
     terms: Terms,
     upload: bool,
-    summary: Option<PathBuf>,
-    events: Option<PathBuf>,
 }
 
 impl Options {
@@ -78,7 +76,8 @@ impl Options {
             }
             None => Where::Embedded,
         };
-        let places = Places::new(&args.graph, args.source, args.out, args.state)?;
+        let places = Places::new(&args.graph, args.source, args.out, args.state)?
+            .with_reports(args.summary, args.events)?;
         let terms = Terms {
             digest_function: args.digest_function,
             keep_going: args.keep_going,
@@ -86,7 +85,7 @@ impl Options {
             title: places.title(),
         };
         let (jobs, upload) = (args.job, args.upload);
-        Ok(Self { places, jobs, target, terms, upload, summary: args.summary, events: args.events })
+        Ok(Self { places, jobs, target, terms, upload })
     }
 }
 
@@ -102,13 +101,17 @@ pub(crate) async fn run(args: BuildArgs, interrupt: Interrupt) -> Result<Exit, F
         let (places, jobs) = (options.places.clone(), options.jobs.clone());
         let plan = blocking(move || {
             places.check_out()?;
+            places.check_reports()?;
             Plan::new(plan::load(&places.graph)?, &jobs)
         })
         .await?;
-        let path = options.events.clone();
+        let path = options.places.events.clone();
         let events = blocking(move || {
-            EventFile::create(path.as_deref())
-                .map_err(|error| Failure::usage(format!("failed to write the events: {error}")))
+            EventFile::create(path.as_deref()).map_err(|error| {
+                let path = path.unwrap_or_default();
+                let text = format!("failed to write the events to {}: {error}", path.display());
+                Failure::usage(text)
+            })
         })
         .await?;
         Ok((events, plan))
@@ -222,6 +225,7 @@ impl Build {
             existing,
             requests,
             bytes: backend.bytes.clone(),
+            source: self.options.places.source.clone(),
             sources,
             upload: self.options.upload,
         });
@@ -296,7 +300,7 @@ impl Build {
         outcome: wire::Outcome,
         declared: u64,
     ) -> Result<(), Failure> {
-        let Some(path) = self.options.summary.clone() else { return Ok(()) };
+        let Some(path) = self.options.places.summary.clone() else { return Ok(()) };
         let bytes = Bytes {
             declared,
             opened: record.bytes.opened,

@@ -5,6 +5,7 @@
 //! word and nothing is left to be brought, or a bounded time after it was asked to end.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use super::console;
 use super::console::{visible, visible_lines};
 use super::deliver::{Content, Deliveries, Done, Errand};
 use super::events::EventFile;
+use super::hints;
 use super::lend::Lender;
 use super::record::{Record, succeeded};
 use super::sources::Sources;
@@ -51,6 +53,8 @@ pub(crate) struct Parts {
     pub(crate) requests: mpsc::Sender<wire::BuildRequest>,
     /// For bytes, not for control.
     pub(crate) bytes: Channel,
+    /// The source root.
+    pub(crate) source: PathBuf,
     pub(crate) sources: Sources,
     pub(crate) upload: bool,
 }
@@ -77,8 +81,16 @@ pub(crate) struct Session {
     silent: bool,
     deadline: Option<Instant>,
     /// What to say about jobs whose output is being fetched.
-    awaited: HashMap<u32, String>,
+    awaited: HashMap<u32, Awaited>,
     remakes: HashMap<u32, u32>,
+}
+
+/// What belongs above and below what a job printed.
+#[derive(Debug, Default)]
+struct Awaited {
+    text: String,
+    /// The command that failed, if one did.
+    failed: Option<u32>,
 }
 
 impl Session {
@@ -195,6 +207,7 @@ impl Session {
         let Some(result) = finished.result else {
             return push_line(text, lines);
         };
+        let failed = (outcome == Outcome::Failed).then_some(result.failed_command);
         if prints_nothing(&result) {
             push_line(text, lines);
         } else if let Some((stdout, stderr)) = inline(&result) {
@@ -202,8 +215,11 @@ impl Session {
             self.say(lines);
             // Reading what is in memory does not fail.
             let _ = self.parts.screen.print(stdout, stderr);
+            if let Some(command) = failed {
+                self.hint(job, command, &[stderr, stdout]);
+            }
         } else {
-            self.awaited.insert(job, text.unwrap_or_default());
+            self.awaited.insert(job, Awaited { text: text.unwrap_or_default(), failed });
             self.parts.deliveries.add(Errand::Print { job, result: Box::new(result.clone()) });
         }
         if succeeded(outcome) && self.parts.record.plan().is_requested(job) {
@@ -270,7 +286,7 @@ impl Session {
         stdout: Result<Content, String>,
         stderr: Result<Content, String>,
     ) {
-        let mut text = self.awaited.remove(&job).unwrap_or_default();
+        let Awaited { mut text, failed } = self.awaited.remove(&job).unwrap_or_default();
         for (stream, content) in [("stdout", &stdout), ("stderr", &stderr)] {
             if let Err(error) = content {
                 let name = self.parts.record.plan().name(job);
@@ -285,10 +301,24 @@ impl Session {
         }
         let nothing = |_| Content::from(bytes::Bytes::new());
         let (stdout, stderr) = (stdout.unwrap_or_else(nothing), stderr.unwrap_or_else(nothing));
+        let heads = failed.map(|_| [&stderr, &stdout].map(|it| it.head(hints::LOOKED_AT_BYTES)));
         if let Err(error) = self.parts.screen.print(stdout, stderr) {
             let name = self.parts.record.plan().name(job);
             let text = format!("what {name:?} printed is not shown to its end: {error}");
             self.parts.screen.note(&text);
+        }
+        if let (Some(command), Some([stderr, stdout])) = (failed, &heads) {
+            self.hint(job, command, &[stderr, stdout]);
+        }
+    }
+
+    /// Says what a job that failed may not have declared.
+    fn hint(&self, job: u32, command: u32, printed: &[&[u8]]) {
+        let Some(spec) = self.parts.record.plan().job(job) else { return };
+        for printed in printed {
+            for line in hints::lines(&self.parts.source, spec, command, printed) {
+                self.parts.screen.note(&visible_lines(&line));
+            }
         }
     }
 

@@ -57,6 +57,40 @@ fn a_job_that_this_machine_can_never_run_ends_the_build_with_code_four() {
     let project = Project::with_jobs(json!([job]));
     let build = Build::of(&project.graph()).run();
     assert_eq!((build.code, build.jobs("no_worker")), (4, 1), "{}", build.stderr);
+    // What it asks for, and who comes nearest.
+    for part in ["4000 cores", "\"local\"", "MiB"] {
+        assert!(build.stderr.contains(part), "{part}: {}", build.stderr);
+    }
+}
+
+#[test]
+fn what_a_build_writes_about_itself_is_no_input_of_the_next() {
+    let project = Project::with_jobs(json!([shell_with("a", &["**"], &[], "ls")]));
+    project.file("in", "x");
+    let cache = tempfile::tempdir().unwrap();
+    let build = || {
+        let mut command = Command::new(distbuild());
+        command.arg("build").arg(project.graph());
+        command.arg("--summary").arg(project.join("summary.json"));
+        command.arg("--events").arg(project.join("events.jsonl"));
+        let output = command.env("XDG_CACHE_HOME", cache.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "in\n");
+        let summary = std::fs::read(project.join("summary.json")).unwrap();
+        let summary: serde_json::Value = serde_json::from_slice(&summary).unwrap();
+        summary["jobs"]["cached"].as_u64().unwrap()
+    };
+    assert_eq!([build(), build()], [0, 1]);
+}
+
+#[test]
+fn a_cache_directory_that_cannot_be_used_is_named() {
+    let project = Project::with_jobs(json!([shell("a", "true")]));
+    project.file("file", "");
+    let cache = project.join("file/cache");
+    let build = Build::of(&project.graph()).args(["--state".as_ref(), cache.as_os_str()]).run();
+    assert_eq!(build.code, 3, "{}", build.stderr);
+    assert!(build.stderr.contains(&cache.display().to_string()), "{}", build.stderr);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use distbuild_tests::binary::distbuild;
+use distbuild_tests::daemon::Daemon;
 use distbuild_tests::project::{shell, shell_with};
 use distbuild_tests::{Build, Farm, Project};
 use serde_json::{Value, json};
@@ -132,6 +133,55 @@ fn a_program_that_does_not_exist_fails_its_job_with_127_and_says_so() {
     assert_eq!(build.code, 1);
     assert_eq!(build.attempts("a")[0]["exit_code"], 127);
     assert_says(&build.stderr, &["no-such-program"]);
+}
+
+#[test]
+fn a_header_that_was_not_declared_is_hinted_at() {
+    let farm = Farm::start(1);
+    let complaint = "echo 'src/a.c:1:10: fatal error: b.h: No such file or directory' >&2";
+    let job = shell_with("a", &["src/a.c"], &[], &format!("{complaint}; exit 1"));
+    let project = Project::with_jobs(json!([job]));
+    project.file("src/a.c", "");
+    project.file("src/b.h", "");
+    let build = farm.build(&project.graph()).run();
+    assert_eq!(build.code, 1);
+    let hints = build.stderr.lines().filter(|line| line.contains("hint: \"src/b.h\""));
+    assert_eq!(hints.count(), 1, "{}", build.stderr);
+}
+
+#[test]
+fn reports_that_cannot_be_written_are_refused_before_anything_runs() {
+    let project = Project::with_jobs(json!([shell("a", "true")]));
+    for flag in ["--summary", "--events"] {
+        let report = project.join("none/report");
+        let mut command = Command::new(distbuild());
+        command.arg("build").arg(project.graph()).arg(flag).arg(&report);
+        command.arg("--state").arg(project.join("cache"));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_says(&text, &[&report.display().to_string(), "No such file"]);
+        assert!(!project.join("cache").exists(), "nothing has been started");
+    }
+}
+
+#[test]
+fn a_state_directory_has_one_coordinator_until_that_is_gone_however_it_went() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let coordinator = || {
+        let mut command = Command::new(distbuild());
+        command.args(["coordinator", "--insecure", "--listen", "127.0.0.1:0", "--http", "off"]);
+        command.arg("--state").arg(&state);
+        command
+    };
+    let mut first = Daemon::start(coordinator());
+    let second = coordinator().output().unwrap();
+    assert_eq!(second.status.code(), Some(3));
+    let text = String::from_utf8(second.stderr).unwrap();
+    assert_says(&text, &[&state.display().to_string(), "another coordinator", "--state"]);
+    first.kill();
+    Daemon::start(coordinator());
 }
 
 #[test]
