@@ -25,10 +25,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("two_workers_share_a_state_directory_unless_one_is_exclusive", shared_state),
         trial("a_helper_that_cannot_serve_says_why", broken_helper),
         trial("a_worker_whose_file_system_is_killed_fails_and_takes_nothing", || {
-            killed_helper(|helper| helper)
+            killed_helper("63", |helper| helper)
         }),
         trial("a_worker_whose_spawner_is_killed_fails_and_takes_nothing", || {
-            killed_helper(|helper| children_of(helper)[0])
+            killed_helper("64", |helper| children_of(helper)[0])
         }),
     ]
 }
@@ -100,16 +100,22 @@ fn is_empty(path: &std::path::Path) -> bool {
 
 async fn nothing_is_left() {
     let mut rig = Rig::start().await;
-    rig.link.send(Job::new("sleep 61.25 & sleep 61.25").assign(1)).await;
+    let seconds = own("61");
+    rig.link.send(Job::new(&format!("sleep {seconds} & sleep {seconds}")).assign(1)).await;
     assert!(matches!(rig.link.next().await, Body::AttemptBegun(_)));
     let state = rig.directory.path().join("state");
     let begin = Instant::now();
     rig.worker.shutdown().await;
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert!(is_empty(&state.join("run")) && is_empty(&state.join("actions")));
-    assert_no_job("61.25");
+    assert_no_job(&seconds);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(&*state.to_string_lossy()));
+}
+
+/// So many seconds, and a fraction that no other run of these tests sleeps for at the same time.
+fn own(seconds: &str) -> String {
+    format!("{seconds}.{}", std::process::id())
 }
 
 /// No process sleeps for exactly so long.
@@ -123,7 +129,8 @@ fn assert_no_job(seconds: &str) {
 
 async fn nothing_is_left_of_the_dropped() {
     let mut rig = Rig::start().await;
-    rig.link.send(Job::new("sleep 62.25").assign(1)).await;
+    let seconds = own("62");
+    rig.link.send(Job::new(&format!("sleep {seconds}")).assign(1)).await;
     assert!(matches!(rig.link.next().await, Body::AttemptBegun(_)));
     let state = rig.directory.path().join("state");
     drop(rig.worker);
@@ -133,7 +140,7 @@ async fn nothing_is_left_of_the_dropped() {
         }
     };
     within(gone).await;
-    assert_no_job("62.25");
+    assert_no_job(&seconds);
 }
 
 async fn shared_state() {
@@ -166,10 +173,11 @@ async fn broken_helper() {
 }
 
 /// Kills the helper process that `victim` chooses, given the one that serves files.
-async fn killed_helper(victim: impl FnOnce(u32) -> u32) {
+async fn killed_helper(seconds: &str, victim: impl FnOnce(u32) -> u32) {
+    let seconds = own(seconds);
     let mut rig = Rig::start().await;
     let state = rig.directory.path().join("state");
-    rig.link.send(Job::new("sleep 63.25").assign(1)).await;
+    rig.link.send(Job::new(&format!("sleep {seconds}")).assign(1)).await;
     assert!(matches!(rig.link.next().await, Body::AttemptBegun(_)));
     let victim = victim(helper_of(&state));
     kill(Pid::from_raw(victim.try_into().unwrap()), Signal::SIGKILL).unwrap();
@@ -186,7 +194,7 @@ async fn killed_helper(victim: impl FnOnce(u32) -> u32) {
     rig.worker.shutdown().await;
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert!(is_empty(&state.join("run")) && is_empty(&state.join("actions")));
-    assert_no_job("63.25");
+    assert_no_job(&seconds);
 }
 
 /// The process that serves the worker with this state directory: it has inherited a lock below it.
