@@ -34,38 +34,12 @@ pub(crate) mod path {
     }
 }
 
-/// Several paths.
-pub(crate) mod paths {
-    use distbuild_proto::RelPath;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize)]
-    struct Borrowed<'a>(#[serde(with = "super::path")] &'a RelPath);
-
-    #[derive(Deserialize)]
-    struct Owned(#[serde(with = "super::path")] RelPath);
-
-    pub(crate) fn serialize<S: Serializer>(paths: &[RelPath], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(paths.iter().map(Borrowed))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Vec<RelPath>, D::Error> {
-        Ok(Vec::<Owned>::deserialize(from)?.into_iter().map(|path| path.0).collect())
-    }
-}
-
 /// Bytes as they stand.
 pub(crate) mod bytes {
     use std::fmt;
 
     use bytes::Bytes;
-    use serde::{Deserializer, Serializer, de::Error, de::Visitor};
-
-    pub(crate) fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_bytes(bytes)
-    }
+    use serde::{Deserializer, de::Error, de::Visitor};
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
         struct Take;
@@ -86,15 +60,14 @@ pub(crate) mod bytes {
 
 /// An access record: its own encoding, so that it is checked in one place.
 pub(crate) mod record {
-    use serde::{Deserializer, Serializer, de::Error, ser};
-
-    use crate::record::AccessRecord;
+    use distbuild_proto::AccessRecord;
+    use serde::{Deserializer, Serializer, de::Error};
 
     pub(crate) fn serialize<S: Serializer>(
         record: &AccessRecord,
         to: S,
     ) -> Result<S::Ok, S::Error> {
-        to.serialize_bytes(&record.encode().map_err(ser::Error::custom)?)
+        to.serialize_bytes(&record.encode())
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(

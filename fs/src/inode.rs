@@ -11,6 +11,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use distbuild_proto::Digest;
+use distbuild_proto::observed::Listing;
 
 use crate::tree::{Attributes, NodeKind};
 
@@ -84,7 +85,10 @@ pub(crate) struct DirectoryNode {
 /// What was looked at in one directory.
 #[derive(Debug, Default)]
 pub(crate) struct SeenNames {
-    pub(crate) listed: bool,
+    /// What listing it showed, if it was listed.
+    pub(crate) listing: Option<Listing>,
+    /// Something was looked at below that stands nowhere else.
+    pub(crate) everything: bool,
     pub(crate) names: HashMap<Box<[u8]>, Seen>,
 }
 

@@ -7,14 +7,13 @@
 
 use std::io::{self, Read};
 
-use distbuild_proto::{Digest, RelPath};
+use distbuild_proto::{AccessRecord, Digest, RelPath};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::contents::{BlobKind, WantError};
 use crate::messages::MessageCounts;
-use crate::record::AccessRecord;
 
 /// Longest message in bytes: a record at its limits, with room.
 pub const FRAME_LIMIT: usize = 64 << 20;
@@ -188,17 +187,17 @@ pub enum ProtocolError {
 
 #[cfg(test)]
 mod tests {
-    use distbuild_proto::DigestFunction;
+    use distbuild_proto::{DigestFunction, Name, Observed, ObservedDirectory};
 
     use super::*;
-    use crate::record::{LookedUp, Observed};
 
     #[test]
     fn messages_of_both_directions_survive_the_wire() {
         let digest = DigestFunction::Sha1.digest(b"abc");
         let path = RelPath::new(b"dep/3\xff").unwrap();
-        let entry = LookedUp { path: path.clone(), observed: Observed::Absent };
-        let record = AccessRecord::new(vec![entry], vec![RelPath::root()], true);
+        let mut root = ObservedDirectory::unseen(digest);
+        root.names.insert(Name::new(b"none").unwrap(), Observed::Absent);
+        let record = AccessRecord::new(root, true);
         let sent = [
             FromFs::Want {
                 request: 7,

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use distbuild_proto::Digest;
+use distbuild_proto::{AccessRecord, Digest, ObservedDirectory};
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
@@ -27,7 +27,6 @@ use crate::inode::{Ino, ViewId};
 use crate::messages::{Message, Messages};
 use crate::mount::{MountPoint, MountedFuse};
 use crate::protocol::{self, FromFs, ProtocolError, Recorded, Stats, ToFs};
-use crate::record::AccessRecord;
 use crate::traced::RecordLimits;
 use crate::tree::Tree;
 use crate::view::Views;
@@ -327,16 +326,20 @@ impl Agent {
         }
     }
 
-    /// A record that limits above the defaults made too large for a frame is sent empty, as incomplete
-    /// as it then is.
+    /// A record that limits above the defaults made too large for a frame is sent as one that saw
+    /// everything.
     fn send_record(&self, view: u64, record: Option<AccessRecord>) {
-        let record = record.map(Recorded);
-        match protocol::encode(&FromFs::Record { view, record }) {
+        let root = record.as_ref().map(|record| record.root().digest);
+        match protocol::encode(&FromFs::Record { view, record: record.map(Recorded) }) {
             Ok(frame) => self.send_frame(frame),
             Err(error) => {
                 tracing::warn!(view.id = view, %error, "an access record cannot be sent");
-                let nothing = AccessRecord::new(Vec::new(), Vec::new(), false);
-                self.send(&FromFs::Record { view, record: Some(Recorded(nothing)) });
+                let record = root.map(|root| {
+                    let mut root = ObservedDirectory::unseen(root);
+                    root.everything = true;
+                    Recorded(AccessRecord::new(root, true))
+                });
+                self.send(&FromFs::Record { view, record });
             }
         }
     }

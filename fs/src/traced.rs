@@ -5,10 +5,9 @@
 
 use std::collections::HashMap;
 
-use distbuild_proto::{Name, RelPath};
+use distbuild_proto::{AccessRecord, Name, Observed, ObservedDirectory};
 
 use crate::inode::{FileKey, Ino, InodeTable, Node, Seen, ViewId};
-use crate::record::{AccessRecord, LookedUp, Observed};
 
 /// How much a view's record may hold.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +31,6 @@ pub(crate) struct View {
     pub(crate) root: Ino,
     /// The directories that are recorded, parents before children.
     pub(crate) directories: Vec<Ino>,
-    /// Whether everything that was looked at is recorded.
-    pub(crate) complete: bool,
     /// Whether it is being ended, so that requests that serve it alone fail.
     pub(crate) failed: bool,
     /// How many names have these contents.
@@ -47,7 +44,6 @@ impl View {
         Self {
             root,
             directories: vec![root],
-            complete: true,
             failed: false,
             copies: HashMap::new(),
             entries: 0,
@@ -72,53 +68,54 @@ impl View {
         room
     }
 
-    /// Gives up what the view holds, and says what it looked at.
-    pub(crate) fn into_record(self, view: ViewId, inodes: &mut InodeTable) -> AccessRecord {
-        let mut paths = HashMap::from([(self.root, RelPath::root())]);
-        let mut looked_up = Vec::with_capacity(self.entries);
-        let mut listed = Vec::new();
-        for ino in self.directories {
-            let Some(path) = paths.remove(&ino) else {
-                continue;
-            };
-            let Some(seen) = inodes.directory_mut(ino).and_then(|node| node.seen.take()) else {
-                continue;
+    /// Gives up what the view holds, and says what it looked at: built from the innermost directories
+    /// outwards.
+    pub(crate) fn into_record(self, view: ViewId, inodes: &mut InodeTable) -> Option<AccessRecord> {
+        let mut below = HashMap::new();
+        for ino in self.directories.into_iter().rev() {
+            let Some(node) = inodes.directory_mut(ino) else { continue };
+            let Some(seen) = node.seen.take() else { continue };
+            let mut directory = ObservedDirectory {
+                listing: seen.listing,
+                everything: seen.everything,
+                ..ObservedDirectory::unseen(node.digest)
             };
             for (name, seen) in seen.names {
-                let Ok(name) = Name::new(&name) else { continue };
-                let path = path.join(&name);
                 let observed = match seen {
-                    Seen::Absent => Observed::Absent,
-                    Seen::Inode(child) => release(view, child, inodes),
+                    Seen::Absent => Some(Observed::Absent),
+                    Seen::Inode(child) => match below.remove(&child) {
+                        Some(child) => Some(Observed::Directory(child)),
+                        None => release(view, child, inodes),
+                    },
                 };
-                if let (Observed::Directory, Seen::Inode(child)) = (&observed, seen) {
-                    paths.insert(child, path.clone());
+                match (Name::new(&name), observed) {
+                    (Ok(name), Some(observed)) => {
+                        directory.names.insert(name, observed);
+                    }
+                    // Cannot be said exactly.
+                    _ => directory.everything = true,
                 }
-                looked_up.push(LookedUp { path, observed });
-            }
-            if seen.listed {
-                listed.push(path);
             }
             inodes.release(ino);
+            below.insert(ino, directory);
         }
-        AccessRecord::new(looked_up, listed, self.complete)
+        Some(AccessRecord::new(below.remove(&self.root)?, true))
     }
 }
 
-/// Takes a view's hold of one inode and says what it is. A directory's hold goes with its own record.
-fn release(view: ViewId, ino: Ino, inodes: &mut InodeTable) -> Observed {
-    let observed = match inodes.get_mut(ino) {
-        Some(Node::File(node)) => {
+/// Takes a view's hold of a file or symbolic link and says what it is.
+fn release(view: ViewId, ino: Ino, inodes: &mut InodeTable) -> Option<Observed> {
+    let observed = match inodes.get_mut(ino)? {
+        Node::File(node) => {
             node.viewers.retain(|viewer| viewer.view != view);
             Observed::File { digest: node.key.digest, executable: node.key.executable }
         }
-        Some(Node::Symlink(node)) => {
+        Node::Symlink(node) => {
             node.held = false;
             Observed::Symlink { target: node.target.clone() }
         }
-        Some(Node::Directory(_)) => return Observed::Directory,
-        None => Observed::Absent,
+        Node::Directory(_) => return None,
     };
     inodes.release(ino);
-    observed
+    Some(observed)
 }

@@ -7,14 +7,15 @@
 //!
 //! A traced view holds the inode of every name that it saw until it is dropped, so a name keeps its
 //! number even when the kernel forgets it in between. What exceeds the limits of a record still
-//! works: such names get inodes that live only as long as the kernel knows them, and the record is
-//! marked incomplete.
+//! works: such names get inodes that live only as long as the kernel knows them, and the directory that
+//! holds them counts as seen with everything below.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use bytes::Bytes;
-use distbuild_proto::{Child, Digest, Directory, Name, RelPath};
+use distbuild_proto::observed::Listing;
+use distbuild_proto::{AccessRecord, Child, Digest, Directory, Name, RelPath};
 use parking_lot::Mutex;
 
 use crate::collections;
@@ -24,7 +25,6 @@ use crate::inode::{
     DirectoryNode, FileKey, FileNode, Ino, InodeTable, Node, Seen, SeenNames, SymlinkNode, ViewId,
     Viewer,
 };
-use crate::record::AccessRecord;
 use crate::traced::{RecordLimits, View};
 use crate::tree::{Attributes, Context, Enough, Found, Listed, NodeKind, Step, Tree};
 
@@ -90,8 +90,7 @@ impl Views {
     /// still knows of it stays until it is forgotten, but leads nowhere.
     pub fn drop_view(&self, view: ViewId) -> Option<AccessRecord> {
         let State { inodes, views } = &mut *self.state.lock();
-        let dropped = views.remove(&view)?;
-        Some(dropped.into_record(view, inodes))
+        views.remove(&view)?.into_record(view, inodes)
     }
 
     /// Inodes that the kernel or a view knows, beyond the three fixed ones.
@@ -184,7 +183,7 @@ impl State {
             }
         };
         if place.recorded
-            && let Some(record) = self.inodes.directory_mut(parent).and_then(|n| n.seen.as_mut())
+            && let Some(record) = self.seen_in(parent)
         {
             record.names.insert(name.into(), seen);
         }
@@ -205,7 +204,10 @@ impl State {
         let mut recorded = directory.seen.is_some();
         if let Some(view) = view.and_then(|view| self.views.get_mut(&view)) {
             recorded = recorded && view.make_room(limits, path_len + target_len);
-            view.complete &= recorded;
+        }
+        // Below a directory that is not recorded, the one that holds it was marked before.
+        if !recorded && let Some(seen) = self.seen_in(parent) {
+            seen.everything = true;
         }
         Ok(Place { view, parent, path_len, recorded })
     }
@@ -247,20 +249,9 @@ impl State {
         }
     }
 
-    /// Notes that a directory is listed.
-    fn note_listing(&mut self, directory: Ino) {
-        let Some(node) = self.inodes.directory_mut(directory) else {
-            return;
-        };
-        match (&mut node.seen, node.view) {
-            (Some(seen), _) => seen.listed = true,
-            (None, Some(view)) => {
-                if let Some(view) = self.views.get_mut(&view) {
-                    view.complete = false;
-                }
-            }
-            (None, None) => {}
-        }
+    /// What was looked at in a directory that is recorded.
+    fn seen_in(&mut self, directory: Ino) -> Option<&mut SeenNames> {
+        self.inodes.directory_mut(directory)?.seen.as_mut()
     }
 
     /// The first up to two components of a directory's path.
@@ -347,8 +338,14 @@ impl Tree for Views {
         let Some(contents) = contents else {
             return Ok(Step::Need(digest));
         };
-        state.note_listing(directory);
+        let first = state.seen_in(directory).is_some_and(|seen| seen.listing.is_none());
         drop(state);
+        if first {
+            let listing = Listing::of(contents);
+            if let Some(seen) = self.state.lock().seen_in(directory) {
+                seen.listing = Some(listing);
+            }
+        }
         for (index, child) in contents.children().enumerate().skip(from) {
             let kind = match child {
                 Child::File(_) => NodeKind::File,

@@ -9,12 +9,14 @@ pub mod address;
 pub mod convert;
 pub mod digest;
 pub mod graph;
+pub mod observed;
 pub mod path;
 pub mod transport;
 pub mod tree;
 
 pub use address::{Address, AddressError};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher};
+pub use observed::{AccessRecord, Observed, ObservedDirectory};
 pub use path::{Name, PathError, RelPath};
 pub use tree::{Child, Directory, DirectoryNode, FileNode, SymlinkNode, TreeError};
 

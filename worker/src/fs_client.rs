@@ -9,10 +9,10 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use distbuild_fs::WantError;
 use distbuild_fs::contents::BlobKind;
 use distbuild_fs::protocol::{self, FRAME_LIMIT, FromFs, ProtocolError, Recorded, ToFs};
-use distbuild_fs::{AccessRecord, WantError};
-use distbuild_proto::{Digest, RelPath};
+use distbuild_proto::{AccessRecord, Digest, RelPath};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;

@@ -9,10 +9,8 @@ use bytes::Bytes;
 use distbuild_cas::{
     CollectError, CollectOptions, LeaseTreeError, StoreError, tree_from_directory,
 };
-use distbuild_fs::AccessRecord;
-use distbuild_fs::record::RecordError;
 use distbuild_proto::action::ActionError;
-use distbuild_proto::{Digest, DigestError, wire};
+use distbuild_proto::{AccessRecord, Digest, DigestError, wire};
 
 use crate::agent::Agent;
 use crate::attempt::{Assignment, Stop};
@@ -67,8 +65,6 @@ pub(crate) enum Trouble {
     Sandbox(#[from] SandboxError),
     #[error("{}", with_cause(.0))]
     Store(#[from] StoreError),
-    #[error("the access record cannot be encoded: {0}")]
-    Record(#[from] RecordError),
     #[error("the outputs cannot be kept: {0}")]
     Pin(#[from] LeaseTreeError),
     #[error("failed to collect the outputs: {}", with_cause(.0))]
@@ -183,13 +179,13 @@ pub(crate) fn report(
     };
     let opened = record.as_ref().map(opened_sources).unwrap_or_default();
     let files_opened = record.as_ref().map_or(0, |record| record.looked_up_files().count());
-    let access_record = record.as_ref().map(AccessRecord::encode).transpose()?;
+    let access_record = record.as_ref().map(AccessRecord::encode);
     Ok(wire::AttemptEnded {
         attempt: assignment.attempt,
         end: verdict.end.into(),
         reason: verdict.reason,
         result: Some(result),
-        access_record: access_record.unwrap_or_default().into(),
+        access_record: access_record.unwrap_or_default(),
         opened: opened.into_iter().map(Into::into).collect(),
         files_opened: u32::try_from(files_opened).unwrap_or(u32::MAX),
         ..Default::default()

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use distbuild_fs::MessageCounts;
 use distbuild_fs::contents::{BlobKey, WantError};
 use distbuild_fs::protocol::{self, FromFs, Recorded, Stats, ToFs};
-use distbuild_fs::{AccessRecord, MessageCounts};
-use distbuild_proto::{Digest, RelPath};
+use distbuild_proto::{AccessRecord, Digest, RelPath};
 use tempfile::TempDir;
 
 use crate::testd::Options;

@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use distbuild_fs::AccessRecord;
 use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::{AttemptEnd, to_worker};
-use distbuild_proto::{RelPath, wire};
+use distbuild_proto::{AccessRecord, wire};
 use libtest_mimic::Trial;
 
 use crate::rig::{Job, Rig, dep, text};
@@ -56,7 +55,8 @@ async fn outputs_reach_dependents() {
     assert!(second.opened.is_empty());
     assert_eq!(second.files_opened, 1);
     let record = AccessRecord::decode(&second.access_record).unwrap();
-    assert!(record.get(&RelPath::new(b"dep/0/none").unwrap()).is_some());
+    let path = distbuild_proto::RelPath::new(b"dep/0/none").unwrap();
+    assert!(record.get(&path).is_some());
 
     let claim = |root| wire::TreeClaim { root, blobs: vec![] };
     let unknown = distbuild_proto::DigestFunction::Blake3.digest(b"unknown");
