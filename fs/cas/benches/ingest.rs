@@ -53,10 +53,16 @@ fn main() {
     row("stat cache: load 100 000 entries", || {
         black_box(open());
     });
-    row("second ingest: cache loaded, nothing changed", || {
+    let second = row("second ingest: cache loaded, nothing changed", || {
         let stats = ingest(&cache).snapshot(&whole, now).unwrap().stats();
         assert_eq!(stats.files_from_cache as usize, FILES);
     });
+    // What `cargo bench -p distbuild-tests` takes over into its summary.
+    let verdict = if second <= Duration::from_secs(1) { "met" } else { "missed" };
+    let second_ms = second.as_millis();
+    println!(
+        "row: second ingest of a tree of 100 000 files | {second_ms} ms | ≤ 1000 ms | {verdict}"
+    );
     let cache = open();
     let literals: Vec<_> = (0..JOBS).map(|job| vec![pattern(&name(job * 10))]).collect();
     row("10 000 jobs with one file each, cached", || {
@@ -118,9 +124,10 @@ fn walk(directory: &Path, visit: &mut impl FnMut(&Path)) -> u64 {
     bytes
 }
 
-fn row(what: &str, work: impl Fn()) {
+fn row(what: &str, work: impl Fn()) -> Duration {
     let best = (0..ROUNDS).map(|_| time(&work)).min().unwrap_or_default();
     print(what, best);
+    best
 }
 
 fn once(what: &str, work: impl Fn()) {

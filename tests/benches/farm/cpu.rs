@@ -2,6 +2,7 @@
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
+use nix::time::clock_getcpuclockid;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// Seconds that a process and its descendants have used, those that have ended and were waited for
@@ -18,12 +19,10 @@ pub(crate) fn of_tree(root: Pid) -> f64 {
     seconds(ticks)
 }
 
-/// Seconds that the children of a process have used themselves, without what they started. The child of
-/// a worker is the process that serves its mount.
-pub(crate) fn of_children(parent: Pid) -> f64 {
-    let processes = Stat::read_all();
-    let children = processes.iter().filter(|stat| stat.parent == parent.as_raw());
-    seconds(children.map(|stat| stat.own_ticks).sum())
+/// Seconds that one process has used with all its threads, without what it started.
+pub(crate) fn of_process(process: Pid) -> f64 {
+    let clock = clock_getcpuclockid(process).unwrap();
+    clock.now().unwrap().num_nanoseconds() as f64 / 1e9
 }
 
 fn seconds(ticks: u64) -> f64 {

@@ -12,7 +12,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::cpu;
-use crate::samples::{Samples, in_turns, seconds};
+use crate::samples::{Samples, seconds};
+use crate::section::Section;
+use crate::summary::Target;
 use crate::table::{self, Unit};
 
 const MANY: usize = 500;
@@ -20,7 +22,7 @@ const CHAIN: usize = 100;
 const ROUNDS: usize = 7;
 const CORES: usize = 2;
 
-pub(crate) fn run() {
+pub(crate) fn run(section: &mut Section) {
     let mut farm = Farm::without_workers();
     farm.add_worker(0, &["--cores", "2"]);
     farm.wait_for_workers(1);
@@ -32,8 +34,9 @@ pub(crate) fn run() {
     }
 
     let mut spent = Spent::start(&farm);
-    let [throughput, plain, latency, plain_latency, single] = in_turns(
+    let [throughput, plain, latency, plain_latency, single] = section.in_turns(
         ROUNDS,
+        section.share(1.0),
         [
             &mut || spent.during(|| seconds(|| build(&farm, &many))),
             &mut || seconds(|| spawn_many(MANY, CORES)),
@@ -50,20 +53,22 @@ pub(crate) fn run() {
         Unit::PerSecond,
         &rate(&throughput),
         ("fork and exec by 2 threads", &rate(&plain)),
-        "≥ 3 × the best peer",
     );
-    let target = "";
     table::line(
         &format!("a chain of {CHAIN} no-op jobs, a job"),
         Unit::Milliseconds,
         &latency,
         ("fork and exec, one at a time", &plain_latency),
-        target,
     );
-    table::alone("a build of one no-op job, whole process", Unit::Milliseconds, &single, target);
+    table::alone("a build of one no-op job, whole process", Unit::Milliseconds, &single);
     for (name, samples) in spent.by_process() {
-        table::alone(&format!("CPU a job: {name}"), Unit::Microseconds, samples, target);
+        table::alone(&format!("CPU a job: {name}"), Unit::Microseconds, samples);
     }
+    println!();
+    let what = format!("no-op jobs a second, in all namespaces, one worker with {CORES} cores");
+    section.row(&what, Unit::PerSecond, &rate(&throughput), Target::AtLeast(500.0));
+    let what = "no-op job, one at a time, from submission to result";
+    section.row(what, Unit::Milliseconds, &latency, Target::AtMost(6e-3));
 }
 
 fn noop(number: usize, dep: Option<usize>) -> Value {

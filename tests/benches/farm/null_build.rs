@@ -10,7 +10,9 @@ use std::time::Duration;
 use distbuild_tests::{Build, Farm, Project, binary};
 use serde_json::{Value, json};
 
-use crate::samples::{in_turns, seconds};
+use crate::samples::{Samples, seconds};
+use crate::section::Section;
+use crate::summary::Target;
 use crate::table::{self, Unit};
 
 const JOBS: usize = 10_000;
@@ -18,7 +20,7 @@ const ROUNDS: usize = 9;
 /// Files that have changed this recently are read by the next build even if their stamps are known.
 const SETTLED: Duration = Duration::from_secs(3);
 
-pub(crate) fn run() {
+pub(crate) fn run(section: &mut Section) {
     let project = project();
     let mut farm = Farm::without_workers();
     farm.add_worker(0, &["--cores", "2"]);
@@ -35,14 +37,9 @@ pub(crate) fn run() {
     table::head();
     for (name, build) in [("embedded", embedded().succeed()), ("remote", remote().succeed())] {
         assert_eq!(build.jobs("executed"), JOBS as u64, "the first build runs all");
-        let mut first = crate::samples::Samples::default();
-        first.push(build.summary["wall_ms"].as_f64().unwrap() / 1e3);
-        table::alone(
-            &format!("for comparison: the first build, {name}"),
-            Unit::Seconds,
-            &first,
-            "",
-        );
+        let first: Samples =
+            [build.summary["wall_ms"].as_f64().unwrap() / 1e3].into_iter().collect();
+        table::alone(&format!("for comparison: the first build, {name}"), Unit::Seconds, &first);
     }
     make(&project);
     std::thread::sleep(SETTLED);
@@ -56,8 +53,9 @@ pub(crate) fn run() {
         command.arg("build").arg(project.graph()).args(arguments(out)).args(more);
         succeed(command)
     };
-    let [embedded, remote, make] = in_turns(
+    let [embedded, remote, make] = section.in_turns(
         ROUNDS,
+        section.share(1.0),
         [
             &mut || plain("out-embedded", &[]),
             &mut || plain("out-remote", &["--insecure", "--coordinator", &address]),
@@ -66,8 +64,10 @@ pub(crate) fn run() {
     );
     for (name, ours) in [("embedded", &embedded), ("remote", &remote)] {
         let what = format!("null build of {JOBS} jobs, {name}");
-        table::line(&what, Unit::Seconds, ours, ("make", &make), "≤ 0.5 s");
+        table::line(&what, Unit::Seconds, ours, ("make", &make));
+        section.row(&what, Unit::Seconds, ours, Target::AtMost(0.5));
     }
+    println!();
 }
 
 fn project() -> Project {

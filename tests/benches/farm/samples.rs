@@ -1,10 +1,15 @@
-//! Repeated measurements of one thing, and taking those of several things in turns.
+//! Repeated measurements of one thing.
 
 /// Measurements, in the order in which they were taken; never empty when it is looked at.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
+    /// None yet.
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// Adds one.
     pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
@@ -40,21 +45,10 @@ impl Samples {
     }
 }
 
-/// Runs every subject once a round, in turns: A B, B A, A B, … An order that is turned round every time
-/// gives nobody the warmer caches.
-pub(crate) fn in_turns<const N: usize>(
-    rounds: usize,
-    subjects: [&mut dyn FnMut() -> f64; N],
-) -> [Samples; N] {
-    let mut samples = [const { Samples(Vec::new()) }; N];
-    for round in 0..rounds {
-        for position in 0..N {
-            let subject = if round % 2 == 0 { position } else { N - 1 - position };
-            let value = subjects[subject]();
-            samples[subject].push(value);
-        }
+impl FromIterator<f64> for Samples {
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        Self(values.into_iter().collect())
     }
-    samples
 }
 
 /// Seconds that something takes.
