@@ -122,8 +122,8 @@ fn lock(state: &Path) -> Result<File, CoordinatorError> {
 
 async fn serve(listener: Listener, core: Handle, shared: Shared, stop: CancellationToken) {
     let builds = BuildsService { core: core.clone(), shared: shared.clone() };
-    let blobs = BlobsService { core: core.clone(), shared };
-    let workers = WorkersService { core };
+    let workers = WorkersService { core: core.clone(), relay: shared.relay.clone() };
+    let blobs = BlobsService { core, shared };
     let served = server()
         .add_service(BuildsServer::new(builds).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(BlobsServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES))

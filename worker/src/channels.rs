@@ -40,17 +40,26 @@ impl Coordinator {
         Ok(Self { control: endpoint.connect_lazy(), bytes: endpoint.connect_lazy() })
     }
 
-    /// Sessions and look-ups.
+    /// Sessions.
     pub(crate) fn workers(&self) -> WorkersClient<Channel> {
-        WorkersClient::new(self.control.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        workers_client(self.control.clone())
+    }
+
+    /// Where blobs are. The answers may carry contents, so they travel with the bytes.
+    pub(crate) fn locating(&self) -> WorkersClient<Channel> {
+        workers_client(self.bytes.clone())
     }
 
     /// Bytes.
     pub(crate) fn blobs(&self) -> BlobsClient<Channel> {
         blobs_client(self.bytes.clone())
     }
+}
+
+fn workers_client(channel: Channel) -> WorkersClient<Channel> {
+    WorkersClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 fn blobs_client(channel: Channel) -> BlobsClient<Channel> {

@@ -1,37 +1,38 @@
 //! Where a missing blob comes from, in order: peers that the assignment named, then whoever the
 //! coordinator names (peers, a client through the coordinator, the coordinator itself).
 //!
-//! One call fetches a batch. It guesses first what needs no asking: directories of sources are with the
-//! coordinator, outputs of dependencies with the peers of the assignment. What is left is located, read as
-//! answers arrive, and located again without the peers that failed, a bounded number of times. Every byte
-//! is compared with its digest on the way into the store; a peer that sent others is avoided.
+//! One call fetches a batch; each blob goes its own way and is answered when it has arrived. Where a guess
+//! needs no asking, it is read there first: directories of sources are with the coordinator, outputs of
+//! dependencies with the peers of the assignment. What is left is located and read as answers arrive, or comes
+//! in the answer itself if it is small; what fails is located again without the peers that failed, a bounded
+//! number of times. Every byte is compared with its digest on the way into the store; a peer that sent others
+//! is avoided.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distbuild_cas::chunks::ReceiveError;
-use distbuild_cas::{DiskStore, FetchError, Source, StoreError, Want};
+use distbuild_cas::chunks::{Arrival, ReceiveError};
+use distbuild_cas::{Answers, DiskStore, FetchError, Source, StoreError, Want};
 use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::located::Place as Located;
 use distbuild_proto::wire::read_request::Place as ReadPlace;
 use distbuild_proto::{Digest, wire};
 use futures::StreamExt as _;
-use futures::future::BoxFuture;
-use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
+use futures::stream::{self, BoxStream, SelectAll};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 use crate::channels::{Coordinator, Peers};
 use crate::inputs::{Inputs, Place};
+use crate::locating::{Found, Locating};
 use crate::outbox::Outbox;
-use crate::reading::{Reading, read};
+use crate::reading::{Progress, Reading};
 use crate::session::Identity;
 
-/// How often a batch is located.
+/// How often a blob is located.
 const ROUNDS: u32 = 4;
-/// Pause before a batch is located again.
+/// Pause before a blob is located again; each is longer than the last by as much.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(100);
 
 /// For whom a blob is fetched, and where in the input root it was found.
@@ -70,14 +71,13 @@ pub(crate) struct InputSource {
 impl Source for InputSource {
     type Hint = Hint;
 
-    async fn fetch(
-        &self,
-        wants: Vec<Want<Hint>>,
-        store: &DiskStore,
-    ) -> Vec<Result<(), FetchError>> {
-        let mut batch = Batch::new(self, wants, store);
-        self.stop.run_until_cancelled(batch.read_all()).await;
-        batch.finish()
+    fn group(&self, hint: &Hint) -> u64 {
+        hint.inputs.attempt
+    }
+
+    async fn fetch(&self, wants: Vec<Want<Hint>>, store: &DiskStore, answers: Answers) {
+        let mut batch = Batch::new(self, wants, store, answers);
+        self.stop.run_until_cancelled(batch.run()).await;
     }
 }
 
@@ -89,6 +89,8 @@ enum Origin {
     Coordinator,
     /// The client of a build, through the coordinator.
     Client(String),
+    /// A client, in the coordinator's answer to where it is.
+    Answer,
     /// A worker with this output tree, through the coordinator.
     Relay(Digest),
 }
@@ -100,7 +102,7 @@ impl Origin {
 
     fn read_place(&self) -> Option<ReadPlace> {
         match self {
-            Self::Peer(_) | Self::Coordinator => None,
+            Self::Peer(_) | Self::Coordinator | Self::Answer => None,
             Self::Client(build) => Some(ReadPlace::LenderBuild(build.clone())),
             Self::Relay(tree) => Some(ReadPlace::OutputTree((*tree).into())),
         }
@@ -110,64 +112,68 @@ impl Origin {
 /// One blob of a batch.
 struct Item {
     want: Want<Hint>,
-    outcome: Option<Result<(), FetchError>>,
+    located: u32,
     failed_peers: Vec<String>,
-    problem: String,
 }
 
-/// A read that has ended: of which blobs, from whom, and how.
-type Read = (Origin, Vec<usize>, Reading);
-
-/// Where blobs are, by their place in the batch.
-type Answers = BoxStream<'static, Vec<(usize, Located)>>;
+/// What happens to blobs of a batch, by their place in it.
+enum Step {
+    Arrived(Origin, Vec<(usize, Result<(), ReceiveError>)>),
+    /// The transfer ended before these.
+    Broke(Origin, Vec<usize>, String),
+    Located(Vec<(usize, Located)>),
+    /// The coordinator said nothing of these.
+    Unlocated(Vec<usize>, String),
+    /// The pause is over.
+    Again(Vec<usize>),
+}
 
 struct Batch<'a> {
     source: &'a InputSource,
     store: &'a DiskStore,
+    answers: Answers,
     items: Vec<Item>,
+    steps: SelectAll<BoxStream<'a, Step>>,
 }
 
 impl<'a> Batch<'a> {
-    fn new(source: &'a InputSource, wants: Vec<Want<Hint>>, store: &'a DiskStore) -> Self {
-        let item = |want| Item {
-            want,
-            outcome: None,
-            failed_peers: Vec::new(),
-            problem: "nobody was asked".to_owned(),
-        };
-        Self { source, store, items: wants.into_iter().map(item).collect() }
+    fn new(
+        source: &'a InputSource,
+        wants: Vec<Want<Hint>>,
+        store: &'a DiskStore,
+        answers: Answers,
+    ) -> Self {
+        let item = |want| Item { want, located: 0, failed_peers: Vec::new() };
+        let items = wants.into_iter().map(item).collect();
+        Self { source, store, answers, items, steps: SelectAll::new() }
     }
 
-    async fn read_all(&mut self) {
-        self.read_guesses().await;
-        for round in 0..ROUNDS {
-            if self.is_done() {
-                return;
+    /// Ends when every blob is answered.
+    async fn run(&mut self) {
+        self.begin();
+        while let Some(step) = self.steps.next().await {
+            match step {
+                Step::Arrived(origin, arrived) => self.arrived(&origin, arrived).await,
+                Step::Broke(origin, left, why) => self.broke(&origin, left, &why),
+                Step::Located(located) => self.read_located(located),
+                Step::Unlocated(left, why) => self.failed(left.into_iter().map(|at| (at, &*why))),
+                Step::Again(of) => self.locate(of),
             }
-            if round > 0 {
-                tokio::time::sleep(BETWEEN_ROUNDS * round).await;
-            }
-            self.read_located().await;
         }
     }
 
-    fn is_done(&self) -> bool {
-        self.items.iter().all(|item| item.outcome.is_some())
-    }
-
-    /// Reads what probably is where it usually is.
-    async fn read_guesses(&mut self) {
+    /// Reads what probably is where it usually is, and asks for the rest.
+    fn begin(&mut self) {
         let mut by_origin: HashMap<Origin, Vec<usize>> = HashMap::new();
+        let mut unknown = Vec::new();
         for (at, item) in self.items.iter().enumerate() {
-            if let Some(origin) = self.guess(&item.want) {
-                by_origin.entry(origin).or_default().push(at);
+            match self.guess(&item.want) {
+                Some(origin) => by_origin.entry(origin).or_default().push(at),
+                None => unknown.push(at),
             }
         }
-        let mut reads: FuturesUnordered<_> =
-            by_origin.into_iter().map(|(origin, of)| self.read(origin, of)).collect();
-        while let Some(read) = reads.next().await {
-            self.take(read).await;
-        }
+        by_origin.into_iter().for_each(|(origin, of)| self.read(origin, of));
+        self.locate(unknown);
     }
 
     fn guess(&self, want: &Want<Hint>) -> Option<Origin> {
@@ -188,56 +194,36 @@ impl<'a> Batch<'a> {
         self.source.peers.blobs(peer, Instant::now()).is_some()
     }
 
-    /// Asks the coordinator for what is left and reads as its answers arrive.
-    async fn read_located(&mut self) {
-        let mut answers = SelectAll::new();
-        for (attempt, left) in self.left_by_attempt() {
-            match self.locate(attempt, left.clone()).await {
-                Ok(located) => answers.push(located),
-                Err(problem) => {
-                    left.iter().for_each(|at| self.items[*at].problem.clone_from(&problem));
-                }
-            }
-        }
-        let mut reads = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                Some(read) = reads.next() => self.take(read).await,
-                Some(located) = answers.next() => {
-                    for (origin, of) in self.origins(located) {
-                        reads.push(self.read(origin, of));
-                    }
-                }
-                else => return,
-            }
-        }
-    }
-
-    /// What is left, by the attempt that gives the numbers of dependencies their meaning. Sources mean
-    /// the same to all and go with any.
-    fn left_by_attempt(&self) -> BTreeMap<u64, Vec<usize>> {
-        let mut left: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    /// Asks the coordinator where blobs are, for each attempt that gives the numbers of dependencies their
+    /// meaning. Sources mean the same to all and go with any.
+    fn locate(&mut self, of: Vec<usize>) {
+        let mut by_attempt: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         let mut sources = Vec::new();
-        for (at, item) in self.items.iter().enumerate() {
-            match (&item.outcome, item.want.hint.place) {
-                (Some(_), _) => {}
-                (None, Place::Source) => sources.push(at),
-                (None, Place::Dep(_)) => {
-                    left.entry(item.want.hint.inputs.attempt).or_default().push(at);
-                }
+        for at in of {
+            self.items[at].located += 1;
+            let hint = &self.items[at].want.hint;
+            match hint.place {
+                Place::Source => sources.push(at),
+                Place::Dep(_) => by_attempt.entry(hint.inputs.attempt).or_default().push(at),
             }
         }
         if let Some(first) = sources.first() {
             let attempt = self.items[*first].want.hint.inputs.attempt;
-            left.entry(attempt).or_default().extend(sources);
+            by_attempt.entry(attempt).or_default().extend(sources);
         }
-        left
+        for (attempt, of) in by_attempt {
+            match self.locating(attempt, &of) {
+                Some(locating) => self.follow(locating, of),
+                None => {
+                    let why = "there is no session with the coordinator";
+                    self.failed(of.into_iter().map(|at| (at, why)));
+                }
+            }
+        }
     }
 
-    /// Answers as they come: which blobs are where.
-    async fn locate(&self, attempt: u64, left: Vec<usize>) -> Result<Answers, String> {
-        let session = self.source.session.borrow().as_ref().map(|identity| identity.session);
-        let session = session.ok_or("there is no session with the coordinator")?;
+    fn locating(&self, attempt: u64, of: &[usize]) -> Option<Locating> {
+        let session = self.source.session.borrow().as_ref().map(|identity| identity.session)?;
         let wanted = |at: &usize| {
             let item = &self.items[*at];
             let dep_plus_one = match item.want.hint.place {
@@ -247,28 +233,44 @@ impl<'a> Batch<'a> {
             let failed_peers = item.failed_peers.clone();
             wire::WantedBlob { digest: Some(item.want.digest.into()), dep_plus_one, failed_peers }
         };
-        let blobs = left.iter().map(wanted).collect();
+        let blobs = of.iter().map(wanted).collect();
+        let digests = of.iter().map(|at| self.items[*at].want.digest).collect();
         let request = wire::LocateRequest { session, attempt, blobs };
-        let mut workers = self.source.coordinator.workers();
-        let answers = match tokio::time::timeout(self.source.silence, workers.locate(request)).await
-        {
-            Ok(Ok(answers)) => answers.into_inner(),
-            Ok(Err(status)) => return Err(format!("the coordinator failed: {}", status.message())),
-            Err(_) => return Err("the coordinator does not answer".to_owned()),
-        };
-        // What is not answered, because the stream breaks, is asked again.
-        let answered = answers.take_while(|answer| std::future::ready(answer.is_ok()));
-        let named = move |answer: Result<wire::LocateResponse, Status>| {
-            let located = answer.map(|answer| answer.located).unwrap_or_default().into_iter();
-            located
-                .filter_map(|located| Some((*left.get(located.index as usize)?, located.place?)))
-                .collect()
-        };
-        Ok(answered.map(named).boxed())
+        let workers = self.source.coordinator.locating();
+        let silence = self.source.silence;
+        Some(Locating::new(workers, request, digests, self.store.clone(), silence))
     }
 
-    /// Sorts located blobs by where they are; those that are nowhere have their outcome.
-    fn origins(&mut self, located: Vec<(usize, Located)>) -> HashMap<Origin, Vec<usize>> {
+    fn follow(&mut self, locating: Locating, of: Vec<usize>) {
+        let answers = self.answers.clone();
+        let digests: Vec<_> = of.iter().map(|at| self.items[*at].want.digest).collect();
+        let found = stream::unfold(locating, |mut locating| async {
+            locating.next().await.map(|found| (found, locating))
+        });
+        let step = move |found| {
+            let step = match found {
+                Found::Arrived(arrived) => {
+                    let result = |arrival: Arrival| (of[arrival.index], arrival.result);
+                    Step::Arrived(Origin::Answer, arrived.into_iter().map(result).collect())
+                }
+                Found::Places(places) => Step::Located(
+                    places.into_iter().map(|(index, place)| (of[index], place)).collect(),
+                ),
+                Found::Waits(index) => {
+                    answers.waits(&digests[index]);
+                    return None;
+                }
+                Found::Broke { left, why } => {
+                    Step::Unlocated(left.into_iter().map(|index| of[index]).collect(), why)
+                }
+            };
+            Some(step)
+        };
+        self.steps.push(found.filter_map(move |found| std::future::ready(step(found))).boxed());
+    }
+
+    /// Reads blobs from where they are; those that are nowhere have their answer.
+    fn read_located(&mut self, located: Vec<(usize, Located)>) {
         let mut by_origin: HashMap<Origin, Vec<usize>> = HashMap::new();
         for (at, located) in located {
             let origin = match located {
@@ -277,18 +279,18 @@ impl<'a> Batch<'a> {
                 Located::OutputTree(tree) => Digest::try_from(&tree).ok().map(Origin::Relay),
                 Located::Coordinator(_) => Some(Origin::Coordinator),
                 Located::Lost(reason) => {
-                    let item = &mut self.items[at];
-                    let source = Arc::new(FetchProblem::Lost(reason));
-                    item.outcome =
-                        Some(Err(FetchError::Source { digest: item.want.digest, source }));
-                    None
+                    self.answer_failed(at, FetchProblem::Lost(reason));
+                    continue;
                 }
+                // Told apart before.
+                Located::Contents(_) | Located::Waits(_) => None,
             };
-            if let Some(origin) = origin {
-                by_origin.entry(origin).or_default().push(at);
+            match origin {
+                Some(origin) => by_origin.entry(origin).or_default().push(at),
+                None => self.failed([(at, "no peer that holds it can be asked")]),
             }
         }
-        by_origin
+        by_origin.into_iter().for_each(|(origin, of)| self.read(origin, of));
     }
 
     /// The first of these peers that can be asked; the others count as failed.
@@ -301,71 +303,65 @@ impl<'a> Batch<'a> {
                 self.items[at].failed_peers.push(address);
             }
         }
-        self.items[at].problem = "no peer that holds it can be asked".to_owned();
         None
     }
 
-    fn read(&self, origin: Origin, of: Vec<usize>) -> BoxFuture<'a, Read> {
+    fn read(&mut self, origin: Origin, of: Vec<usize>) {
         let client = match &origin {
             Origin::Peer(address) => self.source.peers.blobs(address, Instant::now()),
             _ => Some(self.source.coordinator.blobs()),
         };
+        let Some(client) = client else {
+            return self.failed(of.into_iter().map(|at| (at, "the peer is avoided")));
+        };
         let digests: Vec<_> = of.iter().map(|at| self.items[*at].want.digest).collect();
         let (store, silence) = (self.store.clone(), self.source.silence);
-        Box::pin(async move {
-            let reading = match client {
-                Some(client) => read(client, digests, origin.read_place(), store, silence).await,
-                None => Reading::none(digests.len(), "the peer is avoided"),
-            };
-            (origin, of, reading)
-        })
+        let reading = Reading::new(client, digests, origin.read_place(), store, silence);
+        let progress = stream::unfold(reading, |mut reading| async {
+            reading.next().await.map(|progress| (progress, reading))
+        });
+        let step = move |progress| match progress {
+            Progress::Arrived(arrived) => {
+                let result = |arrival: Arrival| (of[arrival.index], arrival.result);
+                Step::Arrived(origin.clone(), arrived.into_iter().map(result).collect())
+            }
+            Progress::Broke { left, why } => {
+                Step::Broke(origin.clone(), left.into_iter().map(|index| of[index]).collect(), why)
+            }
+        };
+        self.steps.push(progress.map(step).boxed());
     }
 
-    /// Takes the results of one read.
-    async fn take(&mut self, (origin, of, reading): Read) {
+    /// Answers for what has arrived, and tells those who wait for it.
+    async fn arrived(&mut self, origin: &Origin, arrived: Vec<(usize, Result<(), ReceiveError>)>) {
         let mut held = Vec::new();
-        let mut distrusted = false;
-        for (at, result) in of.into_iter().zip(reading.results) {
-            let item = &mut self.items[at];
-            let digest = item.want.digest;
-            let error = match result {
+        let mut failed = Vec::new();
+        for (at, result) in arrived {
+            let want = &self.items[at].want;
+            let digest = want.digest;
+            match result {
                 Ok(()) => {
                     if origin.is_worker() {
-                        item.want.hint.inputs.count_from_peers(digest.size_bytes());
+                        want.hint.inputs.count_from_peers(digest.size_bytes());
                     }
-                    if item.want.hint.place == Place::Source && origin != Origin::Coordinator {
+                    if want.hint.place == Place::Source && *origin != Origin::Coordinator {
                         held.push(digest);
                     }
-                    item.outcome = Some(Ok(()));
-                    continue;
+                    self.answers.answer(&digest, Ok(()));
                 }
-                Err(error) => error,
-            };
-            match error {
-                ReceiveError::Store(error) if !is_senders_fault(&error) => {
+                Err(ReceiveError::Store(error)) if !is_senders_fault(&error) => {
                     let source = Arc::new(error);
-                    item.outcome = Some(Err(FetchError::Store { digest, source }));
-                    continue;
+                    self.answers.answer(&digest, Err(FetchError::Store { digest, source }));
                 }
-                ReceiveError::NotFound => item.problem = format!("{digest} was not found"),
-                ReceiveError::Incomplete => {
-                    distrusted = true;
-                    item.problem.clone_from(&reading.broken);
-                }
-                ReceiveError::Remote(text) => item.problem = text,
-                ReceiveError::Store(error) => {
-                    distrusted = true;
-                    item.problem = error.to_string();
+                Err(error) => {
+                    if let (ReceiveError::Store(_), Origin::Peer(address)) = (&error, origin) {
+                        self.distrust(address);
+                    }
+                    failed.push((at, error.to_string()));
                 }
             }
-            if let Origin::Peer(address) = &origin {
-                item.failed_peers.push(address.clone());
-            }
         }
-        if distrusted && let Origin::Peer(address) = &origin {
-            tracing::warn!(peer.address = address, "a peer failed and is avoided for a while");
-            self.source.peers.avoid(address, Instant::now());
-        }
+        self.failed_at(origin, failed.iter().map(|(at, why)| (*at, &**why)));
         if !held.is_empty() {
             // At once: others may wait for these.
             let digests = held.into_iter().map(Into::into).collect();
@@ -374,14 +370,51 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn finish(self) -> Vec<Result<(), FetchError>> {
-        let outcome = |item: Item| {
-            item.outcome.unwrap_or_else(|| {
-                let source = Arc::new(FetchProblem::Failed(item.problem));
-                Err(FetchError::Source { digest: item.want.digest, source })
-            })
-        };
-        self.items.into_iter().map(outcome).collect()
+    fn broke(&mut self, origin: &Origin, left: Vec<usize>, why: &str) {
+        if let Origin::Peer(address) = origin {
+            self.distrust(address);
+        }
+        self.failed_at(origin, left.into_iter().map(|at| (at, why)));
+    }
+
+    fn distrust(&self, address: &str) {
+        tracing::warn!(peer.address = address, "a peer failed and is avoided for a while");
+        self.source.peers.avoid(address, Instant::now());
+    }
+
+    fn failed_at<'w>(&mut self, origin: &Origin, blobs: impl Iterator<Item = (usize, &'w str)>) {
+        let blobs: Vec<_> = blobs.collect();
+        if let Origin::Peer(address) = origin {
+            blobs.iter().for_each(|(at, _)| self.items[*at].failed_peers.push(address.clone()));
+        }
+        self.failed(blobs);
+    }
+
+    /// Blobs that did not come are located again after a pause, or given up.
+    fn failed<'w>(&mut self, blobs: impl IntoIterator<Item = (usize, &'w str)>) {
+        let mut again: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (at, why) in blobs {
+            match self.items[at].located {
+                ROUNDS.. => self.answer_failed(at, FetchProblem::Failed(why.to_owned())),
+                located => again.entry(located).or_default().push(at),
+            }
+        }
+        for (located, of) in again {
+            let pause = async move {
+                // What was only guessed is asked for at once.
+                if located > 0 {
+                    tokio::time::sleep(BETWEEN_ROUNDS * located).await;
+                }
+                Step::Again(of)
+            };
+            self.steps.push(stream::once(pause).boxed());
+        }
+    }
+
+    fn answer_failed(&self, at: usize, problem: FetchProblem) {
+        let digest = self.items[at].want.digest;
+        let source = Arc::new(problem);
+        self.answers.answer(&digest, Err(FetchError::Source { digest, source }));
     }
 }
 

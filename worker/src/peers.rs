@@ -6,18 +6,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use distbuild_cas::DiskStore;
+use distbuild_cas::serving::{self, ReadStream};
 use distbuild_proto::transport::{Listener, MAX_MESSAGE_BYTES, server};
 use distbuild_proto::wire::blobs_server::{Blobs, BlobsServer};
-use distbuild_proto::{Address, convert, wire};
+use distbuild_proto::{Address, wire};
 use futures::Stream;
-use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::WorkerConfig;
 use crate::error::WorkerError;
-use crate::serving::{MAX_BLOBS, WAITING_MESSAGES, send_stored};
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -91,39 +90,29 @@ fn reachable(listening: &Address, coordinator: &Address) -> Address {
 
 #[tonic::async_trait]
 impl Blobs for PeerBlobs {
-    type ReadStream = BoxStream<wire::ReadResponse>;
+    type ReadStream = ReadStream;
     type LendStream = BoxStream<wire::LendOrder>;
 
     async fn read(
         &self,
         request: Request<wire::ReadRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
-        let request = request.into_inner();
-        if request.digests.len() > MAX_BLOBS {
-            return Err(Status::invalid_argument(format!(
-                "{} blobs in one request, allowed are {MAX_BLOBS}",
-                request.digests.len()
-            )));
-        }
-        let digests = convert::digests(&request.digests)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (digests, reader, answer) = serving::accept(request.get_ref())?;
         // Refused rather than made to wait: there are other places to read from.
         let permit = self.streams.clone().try_acquire_owned();
         let permit = permit.map_err(|_| Status::resource_exhausted("too many streams"))?;
-        let (out, responses) = mpsc::channel(WAITING_MESSAGES);
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || {
-            let send = |chunks| out.blocking_send(Ok(wire::ReadResponse { chunks })).is_ok();
             // A reader that has gone away needs nothing more.
-            let _ = send_stored(&store, &digests, send);
+            let _ = reader.send_stored(&store, (0..).zip(digests));
             drop(permit);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+        Ok(Response::new(answer))
     }
 
     async fn lend(
         &self,
-        _: Request<wire::LendRequest>,
+        _: Request<Streaming<wire::LendRequest>>,
     ) -> Result<Response<Self::LendStream>, Status> {
         Err(Status::unimplemented("workers are only read from"))
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use distbuild_cas::chunks::{ChunkReceiver, ReceiveError};
-use distbuild_cas::{DiskStore, FetchError, Filler, Source, StoreError, Want};
+use distbuild_cas::chunks::{Arrival, ChunkReceiver, ReceiveError};
+use distbuild_cas::{Answers, DiskStore, FetchError, Filler, Source, StoreError, Want};
 use distbuild_proto::transport::MAX_MESSAGE_BYTES;
 use distbuild_proto::wire::blobs_client::BlobsClient;
 use distbuild_proto::wire::read_request::Place;
@@ -34,50 +34,62 @@ impl Outputs {
         Self { blobs, traffic }
     }
 
-    /// Reads blobs of one tree.
+    /// Reads blobs of one tree; each is answered when it has come.
     async fn read(
         &self,
         tree: Option<Digest>,
         digests: Vec<Digest>,
         store: DiskStore,
-    ) -> Vec<Result<(), FetchError>> {
+        answers: &Answers,
+    ) {
         let request = wire::ReadRequest {
             digests: digests.iter().map(|digest| (*digest).into()).collect(),
             place: tree.map(|tree| Place::OutputTree(tree.into())),
         };
-        match self.receive(request, ChunkReceiver::new(store, digests.clone())).await {
-            Ok(receiver) => {
-                let results = digests.iter().zip(receiver.finish());
-                results
-                    .map(|(digest, result)| result.map_err(|error| failed(*digest, error)))
-                    .collect()
-            }
+        let receiver = ChunkReceiver::new(store, digests.clone());
+        let answer = |Arrival { index, result }| {
+            let digest = digests[index];
+            answers.answer(&digest, result.map_err(|error| failed(digest, error)));
+        };
+        match self.receive(request, receiver, answer).await {
+            Ok(left) => left.into_iter().for_each(|index| {
+                answer(Arrival { index, result: Err(ReceiveError::Incomplete) });
+            }),
             Err(error) => {
+                // For those that have no answer yet.
                 let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
-                let failed = |digest| FetchError::Source { digest, source: source.clone() };
-                digests.into_iter().map(|digest| Err(failed(digest))).collect()
+                for digest in &digests {
+                    let (digest, source) = (*digest, source.clone());
+                    answers.answer(&digest, Err(FetchError::Source { digest, source }));
+                }
             }
         }
     }
 
+    /// Takes what comes; gives the blobs that did not.
     async fn receive(
         &self,
         request: wire::ReadRequest,
         mut receiver: ChunkReceiver,
-    ) -> Result<ChunkReceiver, ReadError> {
+        answer: impl Fn(Arrival),
+    ) -> Result<Vec<usize>, ReadError> {
         let mut blobs = self.blobs.clone();
         let mut messages = within(blobs.read(request)).await?.into_inner();
         while let Some(message) = within(messages.message()).await? {
             let bytes = message.chunks.iter().map(|chunk| chunk.data.len()).sum();
             self.traffic.count_received(bytes);
-            receiver = tokio::task::spawn_blocking(move || {
-                let mut chunks = message.chunks.iter();
-                chunks.try_for_each(|chunk| receiver.take(chunk)).map(|()| receiver)
-            })
-            .await
-            .map_err(|_| ReadError::Stopped)??;
+            let taken = tokio::task::spawn_blocking(move || {
+                let mut arrived = Vec::with_capacity(message.chunks.len());
+                for chunk in &message.chunks {
+                    arrived.extend(receiver.take(chunk)?);
+                }
+                Ok::<_, ReadError>((receiver, arrived))
+            });
+            let arrived;
+            (receiver, arrived) = taken.await.map_err(|_| ReadError::Stopped)??;
+            arrived.into_iter().for_each(&answer);
         }
-        Ok(receiver)
+        Ok(receiver.finish())
     }
 }
 
@@ -112,28 +124,15 @@ fn failed(digest: Digest, error: ReceiveError) -> FetchError {
 impl Source for Outputs {
     type Hint = Option<Digest>;
 
-    async fn fetch(
-        &self,
-        wants: Vec<Want<Option<Digest>>>,
-        store: &DiskStore,
-    ) -> Vec<Result<(), FetchError>> {
-        let mut by_tree: BTreeMap<Option<Digest>, Vec<usize>> = BTreeMap::new();
-        for (at, want) in wants.iter().enumerate() {
-            by_tree.entry(want.hint).or_default().push(at);
+    async fn fetch(&self, wants: Vec<Want<Option<Digest>>>, store: &DiskStore, answers: Answers) {
+        let mut by_tree: BTreeMap<Option<Digest>, Vec<Digest>> = BTreeMap::new();
+        for want in wants {
+            by_tree.entry(want.hint).or_default().push(want.digest);
         }
-        let wants = &wants;
-        let reads = by_tree.into_iter().map(|(tree, of)| async move {
-            let digests = of.iter().map(|at| wants[*at].digest).collect();
-            (self.read(tree, digests, store.clone()).await, of)
-        });
-        let mut results: Vec<_> =
-            wants.iter().map(|want| Err(FetchError::Abandoned(want.digest))).collect();
-        for (answers, of) in join_all(reads).await {
-            for (answer, at) in answers.into_iter().zip(of) {
-                results[at] = answer;
-            }
-        }
-        results
+        let reads = by_tree
+            .into_iter()
+            .map(|(tree, digests)| self.read(tree, digests, store.clone(), &answers));
+        join_all(reads).await;
     }
 }
 
@@ -235,9 +234,8 @@ mod tests {
         let store = DiskStore::open(StoreConfig::new(root.path())).unwrap();
         let mut receiver = ChunkReceiver::new(store, vec![digest]);
         let chunk = wire::BlobChunk { data: data.into(), last: true, ..Default::default() };
-        receiver.take(&chunk).unwrap();
-        let result = receiver.finish().pop().unwrap();
-        result.map_err(|error| failed(digest, error).into())
+        let arrival = receiver.take(&chunk).unwrap().unwrap();
+        arrival.result.map_err(|error| failed(digest, error).into())
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Lending: the client's sources, one delivery for each order of the coordinator.
+//! Lending: the client's sources, as the coordinator orders them.
 //!
 //! Only what the build declares is lent, and only in the state in which it was hashed: a file that
 //! has changed is told to whoever wanted it and to the session, which ends the build.
@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use distbuild_cas::chunks::{ChunkBatcher, error_chunk};
 use distbuild_cas::ingest::{LendError, Snapshot};
+use distbuild_cas::lending::{self, Lends};
+use distbuild_cas::serving::WAITING_MESSAGES;
+use distbuild_proto::Digest;
 use distbuild_proto::transport::{BULK_MESSAGE_BYTES, MAX_MESSAGE_BYTES};
 use distbuild_proto::wire::blobs_client::BlobsClient;
-use distbuild_proto::wire::lend_request::Lender as WireLender;
+use distbuild_proto::wire::lend_request::Body;
 use distbuild_proto::wire::{self, BlobChunk};
-use distbuild_proto::{Digest, convert};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -20,9 +22,7 @@ use tonic::{Code, Status};
 
 use super::traffic::Traffic;
 
-/// Messages of one delivery on their way.
-const WAITING_MESSAGES: usize = 4;
-/// Deliveries at once; further orders wait in their stream.
+/// Deliveries by calls of their own at once; further orders wait.
 const DELIVERIES: usize = 16;
 /// Blobs in one upload call.
 const UPLOAD_BLOBS: usize = 1024;
@@ -30,9 +30,6 @@ const UPLOAD_BLOBS: usize = 1024;
 const REOPENINGS: u32 = 5;
 /// Pause before the first of them; it doubles.
 const REOPEN: Duration = Duration::from_millis(100);
-/// A delivery may take this long, and longer by its bytes at [`SLOWEST_BYTES_PER_SECOND`].
-const DELIVERY: Duration = Duration::from_secs(60);
-const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
 
 /// Lends the sources of one build.
 #[derive(Clone, Debug)]
@@ -63,7 +60,10 @@ impl Lender {
         let mut pause = REOPEN;
         let mut reopenings = 0;
         loop {
-            let error = match self.serve(&deliveries).await {
+            let lender = Body::Build(self.build.clone());
+            let lending =
+                lending::lend(self.blobs.clone(), lender, self.clone(), deliveries.clone());
+            let error = match lending.await {
                 // The build is over, or was before lending began.
                 Ok(()) => return,
                 Err(error) if error.code() == Code::PermissionDenied => {
@@ -81,42 +81,6 @@ impl Lender {
             tracing::debug!(%error, "the stream of orders broke");
             tokio::time::sleep(pause).await;
             pause *= 2;
-        }
-    }
-
-    async fn serve(&self, deliveries: &Arc<Semaphore>) -> Result<(), Status> {
-        let lender = Some(WireLender::Build(self.build.clone()));
-        let mut orders = self.blobs.clone().lend(wire::LendRequest { lender }).await?.into_inner();
-        while let Some(order) = orders.message().await? {
-            let Ok(permit) = deliveries.clone().acquire_owned().await else { return Ok(()) };
-            let lender = self.clone();
-            tokio::spawn(async move {
-                if let Err(error) = lender.deliver(order).await {
-                    tracing::debug!(%error, "a delivery was not wanted to its end");
-                }
-                drop(permit);
-            });
-        }
-        Ok(())
-    }
-
-    async fn deliver(&self, order: wire::LendOrder) -> Result<(), Status> {
-        let digests = convert::digests(&order.digests)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let bytes: u64 = digests.iter().map(Digest::size_bytes).sum();
-        let deadline = DELIVERY + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
-        let (out, messages) = mpsc::channel(WAITING_MESSAGES);
-        let lender = self.clone();
-        let transfer = order.transfer;
-        tokio::task::spawn_blocking(move || {
-            lender.send_all(&digests, |chunks| {
-                out.blocking_send(wire::DeliverRequest { transfer, chunks }).is_ok()
-            });
-        });
-        let mut blobs = self.blobs.clone();
-        match tokio::time::timeout(deadline, blobs.deliver(ReceiverStream::new(messages))).await {
-            Ok(delivered) => delivered.map(drop),
-            Err(_) => Err(Status::deadline_exceeded("the delivery took too long")),
         }
     }
 
@@ -149,29 +113,6 @@ impl Lender {
             });
         });
         self.blobs.clone().upload(ReceiverStream::new(messages)).await.map(drop)
-    }
-
-    /// Sends blobs one after the other until the reader goes away. Blocks.
-    fn send_all(&self, digests: &[Digest], mut send: impl FnMut(Vec<BlobChunk>) -> bool) {
-        let mut batcher = ChunkBatcher::default();
-        for (index, digest) in digests.iter().enumerate() {
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
-            let sent = match self.send_one(index, digest, &mut batcher, &mut send) {
-                Ok(sent) => sent,
-                Err(error) => {
-                    self.report(&error);
-                    let not_found = matches!(error, LendError::NotDeclared(_));
-                    let chunk = error_chunk(index, error.to_string(), not_found);
-                    batcher.push(chunk).is_none_or(&mut send)
-                }
-            };
-            if !sent {
-                return;
-            }
-        }
-        if let Some(chunks) = batcher.finish() {
-            send(chunks);
-        }
     }
 
     fn send_one(
@@ -208,6 +149,30 @@ impl Lender {
         if !matches!(error, LendError::NotDeclared(_)) {
             // One trouble is enough to end the build, and the channel has room for one.
             let _ = self.troubles.try_send(error.to_string());
+        }
+    }
+}
+
+impl Lends for Lender {
+    fn send_all(&self, digests: &[Digest], mut send: impl FnMut(Vec<BlobChunk>) -> bool) {
+        let mut batcher = ChunkBatcher::default();
+        for (index, digest) in digests.iter().enumerate() {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            let sent = match self.send_one(index, digest, &mut batcher, &mut send) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    self.report(&error);
+                    let not_found = matches!(error, LendError::NotDeclared(_));
+                    let chunk = error_chunk(index, error.to_string(), not_found);
+                    batcher.push(chunk).is_none_or(&mut send)
+                }
+            };
+            if !sent {
+                return;
+            }
+        }
+        if let Some(chunks) = batcher.finish() {
+            send(chunks);
         }
     }
 }

@@ -15,11 +15,16 @@ use crate::locator::{Answer, Session as SessionId};
 pub(crate) struct Waiter {
     index: u32,
     job: Option<JobRef>,
-    /// Room for one answer a blob, so it is never full.
+    /// Room for two answers a blob, so it is never full.
     reply: mpsc::Sender<wire::Located>,
 }
 
 impl Waiter {
+    /// To say that there is no answer yet.
+    fn notice(&self) -> Self {
+        Self { index: self.index, job: None, reply: self.reply.clone() }
+    }
+
     fn answer(self, place: Place) {
         let _ = self.reply.try_send(wire::Located { index: self.index, place: Some(place) });
     }
@@ -60,8 +65,10 @@ impl Core {
         }
         let failed = self.sessions.by_address(&wanted.failed_peers);
         let now = self.now_ms();
-        if let Some(answer) = self.locator.ask(now, session, digest, &failed, waiter) {
-            self.answer_located(vec![(digest, answer)]);
+        let notice = waiter.notice();
+        match self.locator.ask(now, session, digest, &failed, waiter) {
+            Some(answer) => self.answer_located(vec![(digest, answer)]),
+            None => notice.answer(Place::Waits(true)),
         }
     }
 
@@ -157,15 +164,15 @@ impl Core {
 
     /// The client or the worker that wants to lend proves who it is.
     pub(super) fn may_lend(&self, request: &wire::LendRequest) -> bool {
-        match &request.lender {
-            Some(wire::lend_request::Lender::Build(lender)) => self
+        match &request.body {
+            Some(wire::lend_request::Body::Build(lender)) => self
                 .build_by_name(&lender.build_id)
                 .and_then(|build| self.builds.get(&build))
                 .is_some_and(|build| build.secret == lender.secret),
-            Some(wire::lend_request::Lender::Worker(lender)) => {
+            Some(wire::lend_request::Body::Worker(lender)) => {
                 self.sessions.secret(lender.session) == Some(&lender.secret)
             }
-            None => false,
+            Some(wire::lend_request::Body::Delivery(_)) | None => false,
         }
     }
 

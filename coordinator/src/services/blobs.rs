@@ -2,22 +2,18 @@
 
 use std::pin::Pin;
 
-use distbuild_cas::chunks::{ChunkBatcher, ChunkReceiver, error_chunk, send_blob};
+use distbuild_cas::chunks::{Arrival, ChunkBatcher, ChunkReceiver, ReceiveError, error_chunk};
+use distbuild_cas::serving::{self, Gone, ReadStream, Reader};
 use distbuild_proto::wire::blobs_server::Blobs;
+use distbuild_proto::wire::lend_request;
 use distbuild_proto::wire::read_request::Place;
 use distbuild_proto::{Digest, convert, wire};
 use futures::{Stream, StreamExt};
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::{Handle, Message, Shared};
 use crate::relay::Lender;
-
-/// Messages on the way to one reader, each of about `transport::BULK_MESSAGE_BYTES`.
-const WAITING_MESSAGES: usize = 4;
-/// Blobs in one request.
-const MAX_BLOBS: usize = 16_384;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -26,11 +22,7 @@ pub(crate) struct BlobsService {
     pub(crate) shared: Shared,
 }
 
-type Out = mpsc::Sender<Result<wire::ReadResponse, Status>>;
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// The reader has gone away.
-struct Gone;
 
 impl BlobsService {
     /// Answers a request: what is here first, then what others lend.
@@ -38,54 +30,31 @@ impl BlobsService {
         &self,
         digests: Vec<Digest>,
         place: Option<Place>,
-        out: Out,
+        reader: Reader,
     ) -> Result<(), Gone> {
         let mut batcher = ChunkBatcher::default();
-        let mut elsewhere = Vec::new();
-        for (index, digest) in digests.iter().enumerate() {
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
-            if let Some(blob) = self.shared.metadata.get(digest) {
-                let chunk = wire::BlobChunk { index, data: blob, last: true, ..Default::default() };
+        let (mut stored, mut elsewhere) = (Vec::new(), Vec::new());
+        for (index, digest) in (0..).zip(digests) {
+            if let Some(data) = self.shared.metadata.get(&digest) {
+                let chunk = wire::BlobChunk { index, data, last: true, ..Default::default() };
                 if let Some(chunks) = batcher.push(chunk) {
-                    send(&out, chunks).await?;
+                    reader.send(chunks).await?;
                 }
-            } else if self.shared.store.contains(digest) {
-                batcher = self.send_stored(index, *digest, batcher, &out).await?;
+            } else if self.shared.store.contains(&digest) {
+                stored.push((index, digest));
             } else {
-                elsewhere.push((index, *digest));
+                elsewhere.push((index, digest));
             }
         }
         if let Some(chunks) = batcher.finish() {
-            send(&out, chunks).await?;
+            reader.send(chunks).await?;
         }
-        self.relay(elsewhere, place, &out).await
-    }
-
-    async fn send_stored(
-        &self,
-        index: u32,
-        digest: Digest,
-        mut batcher: ChunkBatcher,
-        out: &Out,
-    ) -> Result<ChunkBatcher, Gone> {
-        let (store, out) = (self.shared.store.clone(), out.clone());
-        let sent = tokio::task::spawn_blocking(move || {
-            let deliver = |chunks| out.blocking_send(Ok(wire::ReadResponse { chunks })).is_ok();
-            let result = match store.open_bytes(&digest) {
-                Ok(file) => send_blob(index, file, digest.size_bytes(), &mut batcher, deliver)
-                    .map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            match result {
-                Ok(true) => Ok(batcher),
-                Ok(false) => Err(Gone),
-                Err(error) => {
-                    batcher.push(error_chunk(index, error, false));
-                    Ok(batcher)
-                }
-            }
-        });
-        sent.await.unwrap_or(Err(Gone))
+        if !stored.is_empty() {
+            let (store, reader) = (self.shared.store.clone(), reader.clone());
+            let sent = tokio::task::spawn_blocking(move || reader.send_stored(&store, stored));
+            sent.await.unwrap_or(Err(Gone))?;
+        }
+        self.relay(elsewhere, place, &reader).await
     }
 
     /// Fetches from the lenders of a place, one after the other, what is not here.
@@ -93,7 +62,7 @@ impl BlobsService {
         &self,
         mut missing: Vec<(u32, Digest)>,
         place: Option<Place>,
-        out: &Out,
+        reader: &Reader,
     ) -> Result<(), Gone> {
         if missing.is_empty() {
             return Ok(());
@@ -114,7 +83,7 @@ impl BlobsService {
                     Ok(Some(chunks)) => {
                         let chunks = progress.pass_on(chunks);
                         if !chunks.is_empty() {
-                            send(out, chunks).await?;
+                            reader.send(chunks).await?;
                         }
                     }
                     Ok(None) => break,
@@ -127,7 +96,7 @@ impl BlobsService {
             let (left, broken) = progress.finish();
             if let Some(index) = broken {
                 let text = format!("the transfer broke off: {problem}");
-                send(out, vec![error_chunk(index, text, false)]).await?;
+                reader.send(vec![error_chunk(index, text, false)]).await?;
             }
             missing = left;
             if missing.is_empty() {
@@ -142,7 +111,7 @@ impl BlobsService {
             };
             error_chunk(index, text, true)
         });
-        send(out, gone.collect()).await
+        reader.send(gone.collect()).await
     }
 
     async fn lenders(&self, place: Option<Place>) -> Vec<Lender> {
@@ -176,10 +145,6 @@ impl BlobsService {
             }
         }
     }
-}
-
-async fn send(out: &Out, chunks: Vec<wire::BlobChunk>) -> Result<(), Gone> {
-    out.send(Ok(wire::ReadResponse { chunks })).await.map_err(|_| Gone)
 }
 
 /// Which blobs of a transfer have passed, under which numbers the reader knows them.
@@ -224,46 +189,55 @@ impl<'a> Progress<'a> {
     }
 }
 
+fn refused(digest: &Digest, error: &ReceiveError) -> Status {
+    Status::invalid_argument(format!("blob {digest}: {error}"))
+}
+
 #[tonic::async_trait]
 impl Blobs for BlobsService {
-    type ReadStream = BoxStream<wire::ReadResponse>;
+    type ReadStream = ReadStream;
     type LendStream = BoxStream<wire::LendOrder>;
 
     async fn read(
         &self,
         request: Request<wire::ReadRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
-        let request = request.into_inner();
-        if request.digests.len() > MAX_BLOBS {
-            return Err(Status::invalid_argument(format!(
-                "{} blobs in one request, allowed are {MAX_BLOBS}",
-                request.digests.len()
-            )));
-        }
-        let digests = convert::digests(&request.digests)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (out, responses) = mpsc::channel(WAITING_MESSAGES);
-        let service = self.clone();
+        let (digests, reader, answer) = serving::accept(request.get_ref())?;
+        let (service, place) = (self.clone(), request.into_inner().place);
         tokio::spawn(async move {
-            let _ = service.answer(digests, request.place, out).await;
+            // A reader that has gone away needs nothing more.
+            let _ = service.answer(digests, place, reader).await;
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+        Ok(Response::new(answer))
     }
 
     async fn lend(
         &self,
-        request: Request<wire::LendRequest>,
+        request: Request<Streaming<wire::LendRequest>>,
     ) -> Result<Response<Self::LendStream>, Status> {
-        let request = request.into_inner();
-        let lender = match &request.lender {
-            Some(wire::lend_request::Lender::Build(build)) => Lender::Build(build.build_id.clone()),
-            Some(wire::lend_request::Lender::Worker(worker)) => Lender::Worker(worker.session),
-            None => return Err(Status::invalid_argument("the lender is missing")),
+        let mut messages = request.into_inner();
+        let Some(request) = messages.message().await? else {
+            return Err(Status::invalid_argument("a lender says first who it is"));
+        };
+        let lender = match &request.body {
+            Some(lend_request::Body::Build(build)) => Lender::Build(build.build_id.clone()),
+            Some(lend_request::Body::Worker(worker)) => Lender::Worker(worker.session),
+            Some(lend_request::Body::Delivery(_)) | None => {
+                return Err(Status::invalid_argument("a lender says first who it is"));
+            }
         };
         if !self.core.ask(|reply| Message::MayLend { request, reply }).await? {
             return Err(Status::permission_denied("unknown lender, or a wrong secret"));
         }
-        let orders = self.shared.relay.lend(lender);
+        let mut lending = self.shared.relay.lend(lender);
+        let orders = lending.orders().ok_or_else(|| Status::internal("no orders"))?;
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = messages.message().await {
+                if let Some(lend_request::Body::Delivery(delivery)) = message.body {
+                    lending.delivered(delivery);
+                }
+            }
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(orders).map(Ok))))
     }
 
@@ -296,8 +270,8 @@ impl Blobs for BlobsService {
         let Some(first) = messages.message().await? else {
             return Err(Status::invalid_argument("an upload names its blobs first"));
         };
-        let lender = first.build.clone().map(wire::lend_request::Lender::Build);
-        let lender = wire::LendRequest { lender };
+        let body = first.build.clone().map(lend_request::Body::Build);
+        let lender = wire::LendRequest { body };
         if !self.core.ask(|reply| Message::MayLend { request: lender, reply }).await? {
             return Err(Status::permission_denied("unknown build, or a wrong secret"));
         }
@@ -306,20 +280,27 @@ impl Blobs for BlobsService {
         let mut receiver = ChunkReceiver::new(self.shared.store.clone(), digests.clone());
         let mut chunks = first.chunks;
         loop {
-            receiver = tokio::task::spawn_blocking(move || {
-                chunks.iter().try_for_each(|chunk| receiver.take(chunk))?;
-                Ok::<_, distbuild_cas::chunks::ProtocolError>(receiver)
+            let arrived;
+            (receiver, arrived) = tokio::task::spawn_blocking(move || {
+                let mut arrived = Vec::new();
+                for chunk in &chunks {
+                    arrived.extend(receiver.take(chunk)?);
+                }
+                Ok::<_, distbuild_cas::chunks::ProtocolError>((receiver, arrived))
             })
             .await
             .map_err(|error| Status::internal(error.to_string()))?
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            for Arrival { index, result } in arrived {
+                result.map_err(|error| refused(&digests[index], &error))?;
+            }
             match messages.message().await? {
                 Some(message) => chunks = message.chunks,
                 None => break,
             }
         }
-        for (digest, result) in digests.iter().zip(receiver.finish()) {
-            result.map_err(|error| Status::invalid_argument(format!("blob {digest}: {error}")))?;
+        if let Some(index) = receiver.finish().first() {
+            return Err(refused(&digests[*index], &ReceiveError::Incomplete));
         }
         Ok(Response::new(wire::UploadResponse {}))
     }

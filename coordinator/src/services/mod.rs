@@ -2,6 +2,7 @@
 
 pub(crate) mod blobs;
 pub(crate) mod builds;
+mod locating;
 pub(crate) mod submission;
 pub(crate) mod workers;
 

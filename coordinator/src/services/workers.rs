@@ -2,16 +2,18 @@
 
 use std::pin::Pin;
 
-use distbuild_proto::wire;
 use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::workers_server::Workers;
+use distbuild_proto::{Digest, wire};
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::locating::{self, Locating};
 use crate::core::{Handle, Message};
+use crate::relay::Relay;
 
 /// Version of the protocol that workers speak.
 const PROTOCOL: u32 = 1;
@@ -24,6 +26,7 @@ const MAX_LOCATED: usize = 4096;
 #[derive(Clone, Debug)]
 pub(crate) struct WorkersService {
     pub(crate) core: Handle,
+    pub(crate) relay: Relay,
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -88,12 +91,13 @@ impl Workers for WorkersService {
                 "{blobs} blobs in one request, allowed are 1 to {MAX_LOCATED}"
             )));
         }
-        let (reply, answers) = mpsc::channel(blobs);
+        // That it has to be waited for, and where it is then.
+        let (reply, answers) = mpsc::channel(2 * blobs);
+        let digest = |wanted: &wire::WantedBlob| Digest::try_from(wanted.digest.clone()).ok();
+        let digests = request.blobs.iter().map(digest).collect();
         self.core.tell(Message::Locate { request, reply }).await?;
-        // What is known at once travels together; what has to be waited for follows.
-        let answers = ReceiverStream::new(answers)
-            .ready_chunks(blobs)
-            .map(|located| Ok(wire::LocateResponse { located }));
-        Ok(Response::new(Box::pin(answers)))
+        let (out, responses) = mpsc::channel(locating::WAITING_MESSAGES);
+        tokio::spawn(Locating { relay: self.relay.clone(), digests, out }.run(answers));
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 }

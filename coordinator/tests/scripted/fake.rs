@@ -16,6 +16,7 @@ use distbuild_proto::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 /// How long anything in these tests may take.
@@ -185,12 +186,31 @@ impl FakeWorker {
         self.send(FromWorker::AttemptEnded(ended)).await;
     }
 
+    /// Where a blob is, once that is known.
     pub(crate) async fn locate(&self, attempt: u64, digest: Digest) -> wire::located::Place {
-        let wanted = wire::WantedBlob { digest: Some(digest.into()), ..Default::default() };
-        let request = wire::LocateRequest { session: self.session, attempt, blobs: vec![wanted] };
-        let answers = WorkersClient::new(self.channel.clone()).locate(request).await.unwrap();
-        let answer = soon("location", answers.into_inner().message()).await.unwrap().unwrap();
-        answer.located.into_iter().next().unwrap().place.unwrap()
+        let mut answers = self.locate_all(attempt, &[digest]).await;
+        loop {
+            let answer = soon("location", answers.message()).await.unwrap().unwrap();
+            match answer.located.into_iter().next().unwrap().place.unwrap() {
+                wire::located::Place::Waits(_) => {}
+                place => return place,
+            }
+        }
+    }
+
+    /// All that is said about where sources are.
+    pub(crate) async fn locate_all(
+        &self,
+        attempt: u64,
+        digests: &[Digest],
+    ) -> Streaming<wire::LocateResponse> {
+        let wanted = |digest: &Digest| wire::WantedBlob {
+            digest: Some((*digest).into()),
+            ..Default::default()
+        };
+        let blobs = digests.iter().map(wanted).collect();
+        let request = wire::LocateRequest { session: self.session, attempt, blobs };
+        WorkersClient::new(self.channel.clone()).locate(request).await.unwrap().into_inner()
     }
 }
 

@@ -78,69 +78,88 @@ pub fn send_blob(
 pub struct ChunkReceiver {
     store: DiskStore,
     digests: Vec<Digest>,
-    results: Vec<Option<Result<(), ReceiveError>>>,
+    /// Which blobs have arrived, or will not.
+    settled: Vec<bool>,
     current: Option<(usize, BlobWriter)>,
+}
+
+/// What became of one blob.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Which of the digests that were asked for.
+    pub index: usize,
+    /// Whether the store has it.
+    pub result: Result<(), ReceiveError>,
 }
 
 impl ChunkReceiver {
     /// Expects the blobs of these digests.
     pub fn new(store: DiskStore, digests: Vec<Digest>) -> Self {
-        let results = digests.iter().map(|_| None).collect();
-        Self { store, digests, results, current: None }
+        let settled = vec![false; digests.len()];
+        Self { store, digests, settled, current: None }
     }
 
-    /// Takes the next piece. A blob that fails does not end the others. Blocks on the disk.
+    /// Takes the next piece; tells what became of its blob if it was the last one of it. A blob that fails
+    /// does not end the others. Blocks on the disk.
     ///
     /// # Errors
     /// The sender breaks the protocol; nothing more can be taken.
-    pub fn take(&mut self, chunk: &BlobChunk) -> Result<(), ProtocolError> {
+    pub fn take(&mut self, chunk: &BlobChunk) -> Result<Option<Arrival>, ProtocolError> {
         let index = chunk.index as usize;
         let digest = *self.digests.get(index).ok_or(ProtocolError::Index(chunk.index))?;
-        if self.results[index].is_some() {
-            return Ok(());
+        if self.settled[index] {
+            return Ok(None);
         }
-        if !chunk.error.is_empty() || chunk.not_found {
+        let goes_on = self.current.as_ref().is_some_and(|(current, _)| *current == index);
+        let is_error = !chunk.error.is_empty() || chunk.not_found;
+        if self.current.is_some() && !goes_on && !is_error {
+            return Err(ProtocolError::Interleaved);
+        }
+        let result = if is_error {
             self.current = None;
-            let error = if chunk.not_found {
-                ReceiveError::NotFound
-            } else {
-                ReceiveError::Remote(chunk.error.clone())
-            };
-            self.results[index] = Some(Err(error));
-            return Ok(());
-        }
-        if self.current.as_ref().is_none_or(|(current, _)| *current != index) {
-            if self.current.is_some() {
-                return Err(ProtocolError::Interleaved);
-            }
-            match self.store.writer(digest, false) {
-                Ok(writer) => self.current = Some((index, writer)),
+            Err(match chunk.not_found {
+                true => ReceiveError::NotFound,
+                false => ReceiveError::Remote(chunk.error.clone()),
+            })
+        } else if chunk.last && !goes_on {
+            self.store.insert(&digest, &chunk.data, false).map_err(ReceiveError::from)
+        } else {
+            match self.write(index, digest, chunk) {
+                Ok(true) => Ok(()),
+                Ok(false) => return Ok(None),
                 Err(error) => {
-                    self.results[index] = Some(Err(error.into()));
-                    return Ok(());
+                    self.current = None;
+                    Err(error.into())
                 }
             }
-        }
-        let Some((_, writer)) = &mut self.current else { return Ok(()) };
-        if let Err(error) = writer.write_chunk(&chunk.data) {
-            self.current = None;
-            self.results[index] = Some(Err(error.into()));
-            return Ok(());
-        }
-        if chunk.last
-            && let Some((_, writer)) = self.current.take()
-        {
-            self.results[index] = Some(writer.commit().map_err(ReceiveError::from));
-        }
-        Ok(())
+        };
+        self.settled[index] = true;
+        Ok(Some(Arrival { index, result }))
     }
 
-    /// One result a digest, in order; what never came is not found.
-    pub fn finish(self) -> Vec<Result<(), ReceiveError>> {
-        self.results
-            .into_iter()
-            .map(|result| result.unwrap_or(Err(ReceiveError::Incomplete)))
-            .collect()
+    /// Writes a piece of a blob that comes in several; answers whether the blob is complete.
+    fn write(
+        &mut self,
+        index: usize,
+        digest: Digest,
+        chunk: &BlobChunk,
+    ) -> Result<bool, StoreError> {
+        let mut writer = match self.current.take() {
+            Some((_, writer)) => writer,
+            None => self.store.writer(digest, false)?,
+        };
+        writer.write_chunk(&chunk.data)?;
+        if chunk.last {
+            writer.commit()?;
+        } else {
+            self.current = Some((index, writer));
+        }
+        Ok(chunk.last)
+    }
+
+    /// Those of which nothing became: the transfer ended before their last piece.
+    pub fn finish(self) -> Vec<usize> {
+        (0..self.settled.len()).filter(|index| !self.settled[*index]).collect()
     }
 }
 

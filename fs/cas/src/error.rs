@@ -4,8 +4,11 @@
 //! what its name says ([`StoreError::Damaged`]) has been put aside and can be fetched again; a full
 //! store is back-pressure; anything else is the machine's fault.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use distbuild_proto::{Digest, TreeError};
 
@@ -138,4 +141,45 @@ impl From<StoreError> for io::Error {
         };
         Self::new(kind, error)
     }
+}
+
+/// Why a blob did not come. Cheap to clone: every waiter gets it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody who was asked has it.
+    #[error("nobody who was asked has {0}")]
+    NotFound(Digest),
+    /// It did not come in time.
+    #[error("{digest} did not arrive within {} ms", after.as_millis())]
+    TimedOut {
+        /// The blob.
+        digest: Digest,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// Too many blobs are wanted already.
+    #[error("{0} blobs are waited for already")]
+    Overloaded(usize),
+    /// The call for it ended without an answer for it: a source that failed or was shut down.
+    #[error("the fetch of {0} was abandoned")]
+    Abandoned(Digest),
+    /// The source says that it delivered, but the store does not have it.
+    #[error("{0} was delivered but is not in the store")]
+    NotDelivered(Digest),
+    /// The near store could not take it.
+    #[error("failed to store {digest}")]
+    Store {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        source: Arc<StoreError>,
+    },
+    /// The source failed.
+    #[error("failed to fetch {digest}")]
+    Source {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        source: Arc<dyn Error + Send + Sync>,
+    },
 }

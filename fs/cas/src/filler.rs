@@ -11,22 +11,31 @@
 //! belongs; if it is under way by then, its failure says nothing yet, since a source may do less for what
 //! nobody waits for.
 //!
+//! Whoever wants much shares the calls with whoever wants little: in a lane, groups of wants (the actions) take
+//! turns, and the last places of the queue are for groups that have few in it.
+//!
+//! Every blob is answered when it has come, not when its call ends. A blob that somebody else fetches takes no
+//! part in the limit of its lane while it waits, so it holds up nobody.
+//!
 //! Every call has a deadline, every lane has a limit, and so has the queue. A waiter that goes
 //! away takes nothing from the others; a flight that nobody waits for any more is not begun.
 //! Nothing is tried twice: a source knows better than this module what is worth a second try.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::error::Error;
+mod call;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use distbuild_proto::Digest;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use crate::disk::DiskStore;
-use crate::error::StoreError;
+use crate::error::FetchError;
+use crate::turns::Turns;
+
+use call::OpenCall;
 
 /// A blob that is wanted in the near store.
 #[derive(Clone, Debug)]
@@ -44,65 +53,60 @@ pub trait Source: Send + Sync + 'static {
     /// What the source wants to know of a blob beside its digest.
     type Hint: Clone + Send + 'static;
 
-    /// Fetches these blobs into the store; answers for each, in order. Dropped at its deadline.
+    /// For whom a blob is wanted: groups share the calls equally, whatever each of them wants.
+    fn group(&self, _hint: &Self::Hint) -> u64 {
+        0
+    }
+
+    /// Fetches these blobs into the store and answers for each as soon as it can; a blob without an answer at
+    /// the end counts as abandoned. Dropped at its deadline.
     fn fetch(
         &self,
         wants: Vec<Want<Self::Hint>>,
         store: &DiskStore,
-    ) -> impl Future<Output = Vec<Result<(), FetchError>>> + Send;
+        answers: Answers,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 impl<S: Source> Source for Arc<S> {
     type Hint = S::Hint;
 
+    fn group(&self, hint: &Self::Hint) -> u64 {
+        S::group(self, hint)
+    }
+
     fn fetch(
         &self,
         wants: Vec<Want<Self::Hint>>,
         store: &DiskStore,
-    ) -> impl Future<Output = Vec<Result<(), FetchError>>> + Send {
-        S::fetch(self, wants, store)
+        answers: Answers,
+    ) -> impl Future<Output = ()> + Send {
+        S::fetch(self, wants, store, answers)
     }
 }
 
-/// Why a blob did not come. Cheap to clone: every waiter gets it.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum FetchError {
-    /// Nobody who was asked has it.
-    #[error("nobody who was asked has {0}")]
-    NotFound(Digest),
-    /// It did not come in time.
-    #[error("{digest} did not arrive within {} ms", after.as_millis())]
-    TimedOut {
-        /// The blob.
-        digest: Digest,
-        /// How long it was waited for.
-        after: Duration,
-    },
-    /// Too many blobs are wanted already.
-    #[error("{0} blobs are waited for already")]
-    Overloaded(usize),
-    /// The call for it ended without an answer for it: a source that failed or was shut down.
-    #[error("the fetch of {0} was abandoned")]
-    Abandoned(Digest),
-    /// The source says that it delivered, but the store does not have it.
-    #[error("{0} was delivered but is not in the store")]
-    NotDelivered(Digest),
-    /// The near store could not take it.
-    #[error("failed to store {digest}")]
-    Store {
-        /// The blob.
-        digest: Digest,
-        /// Why.
-        source: Arc<StoreError>,
-    },
-    /// The source failed.
-    #[error("failed to fetch {digest}")]
-    Source {
-        /// The blob.
-        digest: Digest,
-        /// Why.
-        source: Arc<dyn Error + Send + Sync>,
-    },
+/// Takes the answers of one call of a [`Source`]. Clones are one; what comes after the end of the call is
+/// of no account.
+#[derive(Clone)]
+pub struct Answers {
+    call: Arc<dyn TakesAnswers>,
+}
+
+impl Answers {
+    /// Says of one blob that it is in the store, or why it cannot be had. The first answer counts.
+    pub fn answer(&self, digest: &Digest, outcome: Result<(), FetchError>) {
+        self.call.answer(digest, outcome);
+    }
+
+    /// Says of one blob that somebody else fetches it, and the source waits for that: others may go meanwhile.
+    pub fn waits(&self, digest: &Digest) {
+        self.call.waits(digest);
+    }
+}
+
+trait TakesAnswers: Send + Sync {
+    fn answer(&self, digest: &Digest, outcome: Result<(), FetchError>);
+    fn waits(&self, digest: &Digest);
 }
 
 /// The limits of a [`Filler`].
@@ -116,7 +120,8 @@ pub struct FillerConfig {
     pub batch_blobs: usize,
     /// Bytes in one call; a blob larger than this is a large one.
     pub batch_bytes: u64,
-    /// Blobs that wait for their call, and as many that wait to be fetched ahead.
+    /// Blobs that wait for their call or for somebody else who fetches them, and as many that wait to be
+    /// fetched ahead. The last eighth is for groups that have less than so much themselves.
     pub max_queued: usize,
     /// Calls for what is fetched ahead under way at once.
     pub ahead_calls: usize,
@@ -171,6 +176,8 @@ struct State<H> {
     small: Queue<H>,
     large: Queue<H>,
     ahead: Queue<H>,
+    /// Blobs under way that somebody else fetches.
+    elsewhere: usize,
 }
 
 /// Where a flight waits for its call.
@@ -187,10 +194,11 @@ struct Flight {
     outcome: watch::Sender<Outcome>,
 }
 
-/// The wants of a lane, in the order of arrival. One whose flight has ended, or has left for another lane, is
+/// The wants of a lane. One whose flight has ended, or has left for another lane, is
 /// left out when its turn comes.
 struct Queue<H> {
-    waiting: VecDeque<Want<H>>,
+    waiting: Turns<Want<H>>,
+    /// Those under way that have a blob which nobody else fetches.
     calls: usize,
 }
 
@@ -203,7 +211,7 @@ struct LaneLimits {
 
 impl<H> Default for Queue<H> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), calls: 0 }
+        Self { waiting: Turns::default(), calls: 0 }
     }
 }
 
@@ -214,6 +222,11 @@ impl<H> State<H> {
             Lane::Large => &mut self.large,
             Lane::Ahead => &mut self.ahead,
         }
+    }
+
+    /// Blobs that somebody waits for and whose call has not begun, or stands.
+    fn queued(&self) -> usize {
+        self.small.waiting.len() + self.large.waiting.len() + self.elsewhere
     }
 }
 
@@ -253,6 +266,7 @@ impl<S: Source> Filler<S> {
             small: Queue::default(),
             large: Queue::default(),
             ahead: Queue::default(),
+            elsewhere: 0,
         };
         Self { shared: Arc::new(Shared { store, source, config, state: Mutex::new(state) }) }
     }
@@ -314,10 +328,11 @@ impl<S: Source> Shared<S> {
     ) -> Result<(watch::Receiver<Outcome>, bool), FetchError> {
         let small = want.digest.size_bytes() <= self.config.batch_bytes;
         let lane = if small { Lane::Small } else { Lane::Large };
+        let group = self.source.group(&want.hint);
         let receiver = {
             let mut state = self.state.lock();
-            let queued = state.small.waiting.len() + state.large.waiting.len();
-            let full = queued >= self.config.max_queued;
+            let queued = state.queued();
+            let full = self.is_full(queued, state.queue(lane).waiting.len_of(group));
             let receiver = match state.flights.get_mut(&want.digest) {
                 Some(flight) if flight.lane != Lane::Ahead || flight.under_way => {
                     return Ok((flight.outcome.subscribe(), flight.lane == Lane::Ahead));
@@ -334,7 +349,7 @@ impl<S: Source> Shared<S> {
                     receiver
                 }
             };
-            state.queue(lane).waiting.push_back(want);
+            state.queue(lane).waiting.push(group, want);
             receiver
         };
         self.depart(lane);
@@ -357,18 +372,24 @@ impl<S: Source> Shared<S> {
             let (outcome, receiver) = watch::channel(None);
             let flight = Flight { lane: Lane::Ahead, under_way: false, outcome };
             state.flights.insert(digest, flight);
-            state.ahead.waiting.push_back(want);
+            state.ahead.waiting.push(self.source.group(&want.hint), want);
             begun.push(Ahead { digest, outcome: receiver });
         }
         begun
+    }
+
+    /// Whether a group that has so many of the blobs queued has to do without another one.
+    fn is_full(&self, queued: usize, of_group: usize) -> bool {
+        let limit = self.config.max_queued;
+        let share = limit / 8;
+        queued >= limit || queued >= limit - share && of_group >= share
     }
 
     /// Begins as many calls of a lane as it has room for. The state is not locked while a call is
     /// spawned: a runtime that shuts down drops the call at once, and that takes the lock.
     fn depart(self: &Arc<Self>, lane: Lane) {
         while let Some(batch) = self.next_batch(lane) {
-            let left = batch.iter().map(|want| want.digest).collect();
-            let call = Call { shared: self.clone(), lane, left };
+            let call = OpenCall::new(self.clone(), lane, &batch);
             tokio::spawn(call.run(batch));
         }
     }
@@ -405,11 +426,11 @@ impl<S: Source> Shared<S> {
     }
 }
 
-/// In the order of arrival, leaving out what nobody waits for any more.
+/// From each group in turn, in the order of arrival, leaving out what nobody waits for any more.
 fn take_batch<H>(state: &mut State<H>, lane: Lane, limits: &LaneLimits) -> Vec<Want<H>> {
     let mut batch = Vec::new();
     let mut bytes = 0u64;
-    while let Some(want) = state.queue(lane).waiting.pop_front() {
+    while let Some((group, want)) = state.queue(lane).waiting.pop() {
         let Some(flight) = state.flights.get_mut(&want.digest) else { continue };
         if flight.lane != lane || flight.under_way {
             continue;
@@ -420,68 +441,11 @@ fn take_batch<H>(state: &mut State<H>, lane: Lane, limits: &LaneLimits) -> Vec<W
         }
         bytes = bytes.saturating_add(want.digest.size_bytes());
         if !batch.is_empty() && (batch.len() >= limits.blobs || bytes > limits.bytes) {
-            state.queue(lane).waiting.push_front(want);
+            state.queue(lane).waiting.put_back(group, want);
             break;
         }
         flight.under_way = true;
         batch.push(want);
     }
     batch
-}
-
-/// One call of the source. However it ends, every blob of it gets an answer and the lane goes on.
-struct Call<S: Source> {
-    shared: Arc<Shared<S>>,
-    lane: Lane,
-    /// The blobs without an answer.
-    left: HashSet<Digest>,
-}
-
-impl<S: Source> Call<S> {
-    async fn run(mut self, wants: Vec<Want<S::Hint>>) {
-        let after = self.shared.deadline(&wants);
-        let digests: Vec<_> = wants.iter().map(|want| want.digest).collect();
-        let fetch = self.shared.source.fetch(wants, &self.shared.store);
-        let outcomes = timeout(after, fetch).await;
-        let mut outcomes = outcomes.map(Vec::into_iter);
-        for digest in digests {
-            let outcome = match &mut outcomes {
-                Ok(outcomes) => outcomes.next().unwrap_or(Err(FetchError::Abandoned(digest))),
-                // What came before the deadline has come.
-                Err(_) if self.shared.store.contains(&digest) => Ok(()),
-                Err(_) => Err(FetchError::TimedOut { digest, after }),
-            };
-            self.answer(digest, outcome);
-        }
-    }
-
-    fn answer(&mut self, digest: Digest, outcome: Result<(), FetchError>) {
-        let outcome = outcome.and_then(|()| match self.shared.store.contains(&digest) {
-            true => Ok(()),
-            false => Err(FetchError::NotDelivered(digest)),
-        });
-        self.left.remove(&digest);
-        if let Some(flight) = self.shared.state.lock().flights.remove(&digest) {
-            // Nobody may wait any more, and that is fine.
-            let _ = flight.outcome.send(Some(outcome));
-        }
-    }
-}
-
-impl<S: Source> Drop for Call<S> {
-    fn drop(&mut self) {
-        {
-            let mut state = self.shared.state.lock();
-            for digest in self.left.drain() {
-                if let Some(flight) = state.flights.remove(&digest) {
-                    let _ = flight.outcome.send(Some(Err(FetchError::Abandoned(digest))));
-                }
-            }
-            state.queue(self.lane).calls -= 1;
-        }
-        // Outside a runtime nothing can go on, and nobody waits.
-        if tokio::runtime::Handle::try_current().is_ok() {
-            self.shared.depart(self.lane);
-        }
-    }
 }

@@ -105,12 +105,17 @@ impl Fake {
     }
 
     /// Orders blobs from the worker that lends; gives what it delivers.
-    pub(crate) async fn order(&self, transfer: u64, digests: &[Digest]) -> Vec<wire::BlobChunk> {
+    pub(crate) async fn order(
+        &self,
+        transfer: u64,
+        digests: &[Digest],
+        own_call: bool,
+    ) -> Vec<wire::BlobChunk> {
         let table = &self.coordinator.table;
         let digests = digests.iter().map(|digest| (*digest).into()).collect();
         within(until(|| table.lock().lender.is_some())).await;
         let lender = table.lock().lender.clone().unwrap();
-        lender.send(Ok(wire::LendOrder { transfer, digests })).await.unwrap();
+        lender.send(Ok(wire::LendOrder { transfer, digests, own_call })).await.unwrap();
         within(until(|| table.lock().delivered.contains_key(&transfer))).await;
         table.lock().delivered.remove(&transfer).unwrap()
     }
@@ -253,9 +258,11 @@ impl Blobs for Coordinator {
 
     async fn lend(
         &self,
-        request: Request<wire::LendRequest>,
+        request: Request<Streaming<wire::LendRequest>>,
     ) -> Result<Response<Self::LendStream>, Status> {
-        let Some(wire::lend_request::Lender::Worker(lender)) = request.into_inner().lender else {
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|message| message.body);
+        let Some(wire::lend_request::Body::Worker(lender)) = first else {
             return Err(Status::invalid_argument("workers lend here"));
         };
         if &lender.secret[..] != b"secret" {
@@ -263,6 +270,20 @@ impl Blobs for Coordinator {
         }
         let (sender, orders) = mpsc::channel(4);
         self.table.lock().lender = Some(sender);
+        let table = self.table.clone();
+        tokio::spawn(async move {
+            let mut begun: HashMap<u64, Vec<wire::BlobChunk>> = HashMap::new();
+            while let Ok(Some(message)) = messages.message().await {
+                let Some(wire::lend_request::Body::Delivery(delivery)) = message.body else {
+                    panic!("only deliveries follow");
+                };
+                begun.entry(delivery.transfer).or_default().extend(delivery.chunks);
+                if delivery.last {
+                    let chunks = begun.remove(&delivery.transfer).unwrap_or_default();
+                    table.lock().delivered.insert(delivery.transfer, chunks);
+                }
+            }
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(orders))))
     }
 

@@ -133,10 +133,12 @@ async fn lending() {
     let root = Digest::try_from(made.result.unwrap().output_root).unwrap();
     let file = DigestFunction::Blake3.digest(b"hi\n");
     let unknown = DigestFunction::Blake3.digest(b"unknown");
-    let chunks = rig.fake.order(7, &[unknown, file, root]).await;
-    assert!(chunks[0].not_found);
-    assert_eq!((chunks[1].index, &chunks[1].data[..]), (1, &b"hi\n"[..]));
-    assert_eq!(DigestFunction::Blake3.digest(&chunks[2].data), root);
+    for (transfer, own_call) in [(7, true), (8, false)] {
+        let chunks = rig.fake.order(transfer, &[unknown, file, root], own_call).await;
+        assert!(chunks[0].not_found);
+        assert_eq!((chunks[1].index, &chunks[1].data[..]), (1, &b"hi\n"[..]));
+        assert_eq!(DigestFunction::Blake3.digest(&chunks[2].data), root);
+    }
     rig.worker.shutdown().await;
 }
 

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use distbuild_cas::{Ahead, DiskStore, FetchError, Filler, FillerConfig, Source, StoreError, Want};
+use distbuild_cas::{
+    Ahead, Answers, DiskStore, FetchError, Filler, FillerConfig, Source, StoreError, Want,
+};
 use distbuild_proto::Digest;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -19,6 +21,8 @@ struct Scripted {
     calls: Mutex<Vec<Vec<Digest>>>,
     /// One permit lets one call go on.
     gate: Semaphore,
+    /// One permit brings one blob that somebody else fetches.
+    elsewhere: Semaphore,
     answer: fn(Digest) -> Answer,
 }
 
@@ -28,23 +32,25 @@ enum Answer {
     Fail(FetchError),
     Hang,
     Panic,
+    Elsewhere,
 }
 
 impl Source for Scripted {
-    type Hint = &'static str;
+    type Hint = u64;
 
-    async fn fetch(
-        &self,
-        wants: Vec<Want<&'static str>>,
-        store: &DiskStore,
-    ) -> Vec<Result<(), FetchError>> {
-        assert!(wants.iter().all(|want| want.hint == "peer"));
+    fn group(&self, hint: &u64) -> u64 {
+        *hint
+    }
+
+    async fn fetch(&self, wants: Vec<Want<u64>>, store: &DiskStore, answers: Answers) {
         self.calls.lock().push(wants.iter().map(|want| want.digest).collect());
         self.gate.acquire().await.unwrap().forget();
-        let mut answers = Vec::new();
+        let elsewhere = |digest: &Digest| matches!((self.answer)(*digest), Answer::Elsewhere);
+        let wanted = wants.iter().map(|want| &want.digest);
+        wanted.filter(|digest| elsewhere(digest)).for_each(|digest| answers.waits(digest));
         for want in wants {
             let digest = want.digest;
-            answers.push(match (self.answer)(digest) {
+            let outcome = match (self.answer)(digest) {
                 Answer::Deliver => match self.has.get(&digest) {
                     Some(data) => store
                         .insert(&digest, data, want.executable)
@@ -55,9 +61,15 @@ impl Source for Scripted {
                 Answer::Fail(error) => Err(error),
                 Answer::Hang => std::future::pending().await,
                 Answer::Panic => panic!("as scripted"),
-            });
+                Answer::Elsewhere => {
+                    self.elsewhere.acquire().await.unwrap().forget();
+                    store
+                        .insert(&digest, &self.has[&digest], want.executable)
+                        .map_err(|error| FetchError::Store { digest, source: Arc::new(error) })
+                }
+            };
+            answers.answer(&digest, outcome);
         }
-        answers
     }
 }
 
@@ -75,6 +87,7 @@ fn scene(blobs: &[Vec<u8>], open_gates: usize, answer: fn(Digest) -> Answer) -> 
         has,
         calls: Mutex::default(),
         gate: Semaphore::new(open_gates),
+        elsewhere: Semaphore::new(0),
         answer,
     });
     let config = FillerConfig {
@@ -91,8 +104,8 @@ fn scene(blobs: &[Vec<u8>], open_gates: usize, answer: fn(Digest) -> Answer) -> 
     Scene { _root: root, source, filler }
 }
 
-fn want(data: &[u8]) -> Want<&'static str> {
-    Want { digest: digest(data), executable: false, hint: "peer" }
+fn want(data: &[u8]) -> Want<u64> {
+    Want { digest: digest(data), executable: false, hint: 1 }
 }
 
 fn blobs(count: u8, size: usize) -> Vec<Vec<u8>> {
@@ -102,10 +115,18 @@ fn blobs(count: u8, size: usize) -> Vec<Vec<u8>> {
 impl Scene {
     /// Asks for blobs in the background; returns when all have been asked for.
     async fn ask(&self, blobs: &[Vec<u8>]) -> Vec<tokio::task::JoinHandle<Result<(), FetchError>>> {
+        self.ask_for(1, blobs).await
+    }
+
+    async fn ask_for(
+        &self,
+        group: u64,
+        blobs: &[Vec<u8>],
+    ) -> Vec<tokio::task::JoinHandle<Result<(), FetchError>>> {
         let asked = blobs
             .iter()
             .map(|data| {
-                let (filler, want) = (self.filler.clone(), want(data));
+                let (filler, want) = (self.filler.clone(), Want { hint: group, ..want(data) });
                 tokio::spawn(async move { filler.ensure(want).await })
             })
             .collect();
@@ -270,6 +291,7 @@ async fn wrong_bytes_do_not_enter_the_store() {
         has: wrong,
         calls: Mutex::default(),
         gate: Semaphore::new(1),
+        elsewhere: Semaphore::new(0),
         answer: |_| Answer::Deliver,
     });
     scene.filler = Filler::new(scene.filler.store().clone(), source, FillerConfig::default());
@@ -291,16 +313,85 @@ async fn a_source_that_panics_answers_its_waiters_and_frees_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn the_queue_is_bounded() {
-    let data = blobs(23, 5);
+    let data = blobs(25, 5);
     let scene = scene(&data, 0, |_| Answer::Deliver);
-    let mut asked = scene.ask(&data).await;
-    // Two are under way, twenty wait.
-    let last = asked.remove(22).await.unwrap();
+    let mut asked = scene.ask(&data[..21]).await;
+    // Two are under way, eighteen wait; what is left is for others.
+    let last = asked.remove(20).await.unwrap();
+    assert!(matches!(last, Err(FetchError::Overloaded(18))));
+    for group in [2, 3] {
+        asked.extend(scene.ask_for(group, &data[20 + group as usize..][..1]).await);
+    }
+    let last = scene.ask_for(4, &data[24..]).await.remove(0).await.unwrap();
     assert!(matches!(last, Err(FetchError::Overloaded(20))));
     scene.source.gate.add_permits(100);
     for waiter in asked {
         waiter.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_miss_of_an_action_goes_with_the_next_call_whatever_another_action_misses() {
+    let data = blobs(16, 5);
+    let scene = scene(&data, 0, |_| Answer::Deliver);
+    let mut asked = scene.ask(&data[..15]).await;
+    asked.extend(scene.ask_for(2, &data[15..]).await);
+    scene.source.gate.add_permits(1);
+    settle().await;
+    let calls = scene.source.calls.lock().clone();
+    assert_eq!(calls.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 10]);
+    assert_eq!(calls[2][..3], [&data[2], &data[15], &data[3]].map(|data| digest(data)));
+    scene.source.gate.add_permits(10);
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_blob_is_answered_when_it_has_come_and_not_at_the_end_of_its_call() {
+    let data = blobs(3, 5);
+    let scene = scene(&data, 0, |digest| match digest {
+        slow if slow == crate::digest(&[2; 5]) => Answer::Hang,
+        _ => Answer::Deliver,
+    });
+    // Both calls are taken, so that three blobs share the next one.
+    let begun = scene.ask(&blobs(5, 5)[3..]).await;
+    let mut asked = scene.ask(&data).await;
+    scene.source.gate.add_permits(3);
+    let slow = asked.pop().unwrap();
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+    assert_eq!(scene.batches(), [1, 1, 3]);
+    assert!(!slow.is_finished());
+    assert_eq!(scene.filler.in_flight(), 1);
+    slow.abort();
+    drop(begun);
+}
+
+#[tokio::test(start_paused = true)]
+async fn blobs_that_somebody_else_fetches_hold_up_nobody_and_count_as_queued() {
+    let data = blobs(40, 5);
+    let waits = |digest| match (0..20).any(|number| crate::digest(&[number; 5]) == digest) {
+        true => Answer::Elsewhere,
+        false => Answer::Deliver,
+    };
+    let scene = scene(&data, 100, waits);
+    // Far more than the two calls that may be under way at once.
+    let parked = scene.ask(&data[..17]).await;
+    assert_eq!(scene.source.calls.lock().concat().len(), 17);
+    for data in &data[20..] {
+        scene.filler.ensure(Want { hint: 2, ..want(data) }).await.unwrap();
+    }
+    assert_eq!(scene.filler.in_flight(), 17);
+    let more = scene.ask(&data[17..20]).await;
+    let refused = scene.ask(&[vec![77; 5]]).await.remove(0).await.unwrap();
+    assert!(matches!(refused, Err(FetchError::Overloaded(20))));
+    scene.source.elsewhere.add_permits(20);
+    for waiter in parked.into_iter().chain(more) {
+        waiter.await.unwrap().unwrap();
+    }
+    assert_eq!(scene.filler.in_flight(), 0);
 }
 
 #[tokio::test(start_paused = true)]
