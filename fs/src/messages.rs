@@ -16,6 +16,7 @@ pub enum Message {
     Read,
     Readdir,
     Open,
+    Release,
     Opendir,
     Flush,
     Getxattr,
@@ -27,7 +28,7 @@ pub enum Message {
 
 impl Message {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Lookup,
         Self::Forget,
         Self::Getattr,
@@ -35,6 +36,7 @@ impl Message {
         Self::Read,
         Self::Readdir,
         Self::Open,
+        Self::Release,
         Self::Opendir,
         Self::Flush,
         Self::Getxattr,

@@ -55,8 +55,11 @@ pub enum ToFs {
 /// From the file system to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromFs {
-    /// The mount answers.
-    Ready,
+    /// The mounts answer.
+    Ready {
+        /// Why large files are read through this process; `None` if the kernel reads them from the store.
+        no_passthrough: Option<String>,
+    },
     /// The view can be used.
     ViewAdded {
         /// The view.
@@ -115,8 +118,12 @@ pub struct Recorded(#[serde(with = "codec::record")] pub AccessRecord);
 /// What the file system is made of at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Messages of the kernel since the mount.
+    /// Messages of the kernel since the mount, of the usual connection.
     pub messages: MessageCounts,
+    /// The same of the passthrough connection.
+    pub passthrough_messages: MessageCounts,
+    /// Inodes that are open on their file in the store.
+    pub backed: u64,
     /// Inodes in memory.
     pub inodes: u64,
     /// Views that are not dropped.

@@ -1,4 +1,4 @@
-//! The file-system process: serves one mount for one agent, until the agent's socket ends.
+//! The file-system process: serves the mounts of one agent, until the agent's socket ends.
 //!
 //! Threads: the caller's reads the agent's messages and is the only one that adds and drops views; the
 //! loops answer the kernel; the fetcher's read blobs; one writes to the agent; one tells the kernel
@@ -16,16 +16,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use distbuild_proto::{AccessRecord, Digest, ObservedDirectory};
-use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use fuser::{INodeNo, Notifier};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 
-use crate::adapter::{Adapter, Owner};
+use crate::adapter::Adapter;
+use crate::answers::Owner;
+use crate::backing::Backings;
+use crate::connection::{Begun, Connection};
 use crate::contents::{Contents, Done, Want, WantError};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::inode::{Ino, ViewId};
-use crate::messages::{Message, Messages};
-use crate::mount::{MountPoint, MountedFuse};
+use crate::messages::{Message, MessageCounts};
+use crate::mount::MountedFuse;
 use crate::protocol::{self, FromFs, ProtocolError, Recorded, Stats, ToFs};
 use crate::traced::RecordLimits;
 use crate::tree::Tree;
@@ -92,50 +95,44 @@ const OTHER_FILES: u64 = 64;
 /// How long the loops get to see that the mount is gone. Jobs that still use it hold it up.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// Serves a mount until the agent closes its socket, then unmounts. The process should exit after
-/// that: whatever still uses the mount then gets `ENOTCONN`.
-///
-/// # Errors
-/// The session cannot begin, or the agent breaks the protocol.
-pub fn run(control: UnixStream, mount: MountedFuse, config: FsConfig) -> Result<(), ServerError> {
-    let agent = Arc::new(Agent::start(&control, config.want_deadline).map_err(ServerError::Start)?);
-    let views = Arc::new(Views::new(config.record_limits));
-    let tree: Arc<dyn Tree> = views.clone();
-    let contents: Arc<dyn Contents> = agent.clone();
-    let (end, ended) = sync_channel(1);
-    let on_end = move || {
-        // Nobody listens any more if the process is ending.
-        let _unheard = end.send(());
-    };
-    let serving = serve(mount, &config, tree, contents, on_end).map_err(ServerError::Start)?;
-    let (dropped, to_invalidate) = sync_channel(config.max_views);
-    let notifier = serving.notifier.clone();
-    thread::Builder::new()
-        .name("fs-invalidate".into())
-        .spawn(move || invalidate(&notifier, &to_invalidate))
-        .map_err(ServerError::Start)?;
-    let max_views = config.max_views;
-    let messages = Arc::clone(&serving.messages);
-    let control_loop = ControlLoop { agent, views, serving, ended, dropped, max_views };
-    let ended = control_loop.run(control);
-    let counts = messages.counts();
-    tracing::info!(
-        fuse.messages = counts.total(),
-        fuse.lookups = counts.get(Message::Lookup),
-        fuse.reads = counts.get(Message::Read),
-        fuse.listings = counts.get(Message::Readdir),
-        "the file system ends with its agent"
-    );
-    ended
+/// What is served: one tree, shown once or twice.
+#[derive(Debug)]
+pub struct Mounts {
+    /// Read through this process.
+    pub usual: MountedFuse,
+    /// Large files are read from the store by the kernel itself, if it lets us. Otherwise a second mount like
+    /// the usual one. Only worth a try for a process that is root outside of user namespaces.
+    pub passthrough: Option<MountedFuse>,
 }
 
-/// A mount that is being served. Dropping it unmounts, fails what is pending, and does not wait.
+/// Serves a worker's mounts until the agent closes its socket, then unmounts. The process should exit
+/// after that: whatever still uses them then gets `ENOTCONN`.
+///
+/// # Errors
+/// A session cannot begin, or the agent breaks the protocol.
+pub fn run(control: UnixStream, mounts: Mounts, config: FsConfig) -> Result<(), ServerError> {
+    let agent = Arc::new(Agent::start(&control, config.want_deadline).map_err(ServerError::Start)?);
+    let views = Arc::new(Views::new(config.record_limits));
+    let (serving, no_passthrough, ended) =
+        serve_agent(mounts, &config, &views, &agent).map_err(ServerError::Start)?;
+    let (dropped, to_invalidate) = sync_channel(config.max_views);
+    let notifiers: Vec<Notifier> = serving.connections().map(Connection::notifier).collect();
+    thread::Builder::new()
+        .name("fs-invalidate".into())
+        .spawn(move || invalidate(&notifiers, &to_invalidate))
+        .map_err(ServerError::Start)?;
+    agent.send(&FromFs::Ready { no_passthrough });
+    let max_views = config.max_views;
+    ControlLoop { agent, views, serving, ended, dropped, max_views }.run(control)
+}
+
+/// A tree that is being served. Dropping it unmounts, fails what is pending, and does not wait.
 pub struct Serving {
     // First: what is unmounted asks for nothing more.
-    _point: MountPoint,
+    usual: Connection,
+    passthrough: Option<Connection>,
+    backings: Arc<Backings>,
     fetcher: Arc<Fetcher>,
-    messages: Arc<Messages>,
-    notifier: Notifier,
 }
 
 /// Begins to serve any tree. `on_end` is called from a thread of its own when the kernel has ended the
@@ -150,31 +147,58 @@ pub fn serve(
     contents: Arc<dyn Contents>,
     on_end: impl FnOnce() + Send + 'static,
 ) -> io::Result<Serving> {
-    let fetch = FetchConfig {
+    let fetcher = Arc::new(Fetcher::new(fetch_config(config)?, Arc::clone(&tree), contents)?);
+    let adapter = Adapter::new(tree, Arc::clone(&fetcher), config.owner, None);
+    let usual = Begun::new(mount, adapter, config.loop_threads)?.answer(on_end)?;
+    Ok(Serving { usual, passthrough: None, backings: Arc::default(), fetcher })
+}
+
+/// Begins to serve a worker's mounts. Says also why there is no passthrough, if there is none, and what tells
+/// the end of the usual mount.
+fn serve_agent(
+    mounts: Mounts,
+    config: &FsConfig,
+    views: &Arc<Views>,
+    agent: &Arc<Agent>,
+) -> io::Result<(Serving, Option<String>, Receiver<()>)> {
+    let tree: Arc<dyn Tree> = views.clone();
+    let (end, ended) = sync_channel(1);
+    let on_end = move || {
+        // Nobody listens any more if the process is ending.
+        let _unheard = end.send(());
+    };
+    let mut serving = serve(mounts.usual, config, Arc::clone(&tree), agent.clone(), on_end)?;
+    let Some(mount) = mounts.passthrough else {
+        let reason = "the file system is not served by root".to_owned();
+        return Ok((serving, Some(reason), ended));
+    };
+    let backings = Arc::clone(&serving.backings);
+    let (fetcher, owner) = (Arc::clone(&serving.fetcher), config.owner);
+    let adapter = Adapter::new(tree, fetcher, owner, Some(Arc::clone(&backings)));
+    let begun = Begun::new(mount, adapter, config.loop_threads)?;
+    let refused = backings.try_out(begun.device(), &config.store).err();
+    if let Some(error) = &refused {
+        tracing::info!(%error, "no passthrough: large files are read through this process");
+    }
+    serving.passthrough = Some(begun.answer(|| ())?);
+    Ok((serving, refused.map(|error| error.to_string()), ended))
+}
+
+impl Serving {
+    fn connections(&self) -> impl Iterator<Item = &Connection> {
+        std::iter::once(&self.usual).chain(&self.passthrough)
+    }
+}
+
+fn fetch_config(config: &FsConfig) -> io::Result<FetchConfig> {
+    Ok(FetchConfig {
         store: config.store.clone(),
         deadline: config.want_deadline,
         threads: config.fetch_threads,
         max_pending: config.max_pending,
         open_files: raise_open_files(config.open_files)?,
         directory_cache_bytes: config.directory_cache_bytes,
-    };
-    let fetcher = Arc::new(Fetcher::new(fetch, Arc::clone(&tree), contents)?);
-    let messages = Arc::new(Messages::default());
-    let adapter = Adapter::new(tree, Arc::clone(&fetcher), config.owner, Arc::clone(&messages));
-    let MountedFuse { device, point } = mount;
-    let mut session = Config::default();
-    session.acl = SessionACL::All;
-    session.n_threads = Some(config.loop_threads.max(1));
-    let session = Session::from_fd(adapter, device, SessionACL::All, session)?;
-    let notifier = session.notifier();
-    point.raise_read_ahead();
-    thread::Builder::new().name("fs-session".into()).spawn(move || {
-        if let Err(error) = session.run() {
-            tracing::error!(%error, "the FUSE session failed");
-        }
-        on_end();
-    })?;
-    Ok(Serving { _point: point, fetcher, messages, notifier })
+    })
 }
 
 /// Allows this process as many open files as the system lets it, and says how many blobs fit.
@@ -186,11 +210,13 @@ fn raise_open_files(wanted: usize) -> io::Result<usize> {
 }
 
 /// Tells the kernel that the entries of dropped views are no longer good, so that it forgets them.
-fn invalidate(notifier: &Notifier, dropped: &Receiver<ViewId>) {
+fn invalidate(notifiers: &[Notifier], dropped: &Receiver<ViewId>) {
     for view in dropped {
         let name = view.to_string();
-        if let Err(error) = notifier.inval_entry(INodeNo(Ino::ACTIONS.0), name.as_ref()) {
-            tracing::warn!(view.id = view.0, %error, "the kernel keeps a dropped view in memory");
+        for notifier in notifiers {
+            if let Err(error) = notifier.inval_entry(INodeNo(Ino::ACTIONS.0), name.as_ref()) {
+                tracing::warn!(view.id = view.0, %error, "the kernel keeps a dropped view in memory");
+            }
         }
     }
 }
@@ -206,7 +232,6 @@ struct ControlLoop {
 
 impl ControlLoop {
     fn run(self, mut control: UnixStream) -> Result<(), ServerError> {
-        self.agent.send(&FromFs::Ready);
         let result = loop {
             match protocol::read(&mut control) {
                 Ok(Some(message)) => self.handle(message),
@@ -219,6 +244,7 @@ impl ControlLoop {
                 Err(error) => break Err(error.into()),
             }
         };
+        self.log_end();
         self.agent.end();
         drop(self.serving);
         if self.ended.recv_timeout(END_LIMIT).is_err() {
@@ -234,12 +260,31 @@ impl ControlLoop {
             ToFs::DropView { view } => self.drop_view(view),
             ToFs::WantDone { request, result } => self.agent.answered(request, result),
             ToFs::Stats => self.agent.send(&FromFs::Stats(Stats {
-                messages: self.serving.messages.counts(),
+                messages: self.serving.usual.counts(),
+                passthrough_messages: self.passthrough_counts(),
+                backed: self.serving.backings.count() as u64,
                 inodes: self.views.inode_count() as u64,
                 views: self.views.view_count() as u64,
                 pending: self.serving.fetcher.pending_count() as u64,
             })),
         }
+    }
+
+    fn passthrough_counts(&self) -> MessageCounts {
+        self.serving.passthrough.as_ref().map(Connection::counts).unwrap_or_default()
+    }
+
+    fn log_end(&self) {
+        let (usual, passthrough) = (self.serving.usual.counts(), self.passthrough_counts());
+        tracing::info!(
+            fuse.messages = usual.total(),
+            fuse.lookups = usual.get(Message::Lookup),
+            fuse.reads = usual.get(Message::Read),
+            fuse.listings = usual.get(Message::Readdir),
+            fuse.passthrough.messages = passthrough.total(),
+            fuse.passthrough.opens = passthrough.get(Message::Open),
+            "the file system ends with its agent"
+        );
     }
 
     fn add_view(&self, view: u64, root: Digest) -> FromFs {

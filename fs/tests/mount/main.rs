@@ -6,6 +6,7 @@ mod cases;
 mod failures;
 mod messages;
 mod mounts;
+mod passthrough;
 mod rig;
 mod testd;
 mod trees;
@@ -21,7 +22,8 @@ fn main() -> ExitCode {
     if let Some(exit_code) = testd::run_if_asked(&arguments) {
         return exit_code;
     }
-    let cases = [cases::CASES, failures::CASES, messages::CASES, mounts::CASES].concat();
+    let cases = [cases::CASES, failures::CASES, messages::CASES, mounts::CASES, passthrough::CASES]
+        .concat();
     let trials = cases.into_iter().map(|(name, case): Case| {
         Trial::test(name, move || {
             case();

@@ -25,7 +25,12 @@ use crate::trees::{Blobs, Plain, encode};
 /// Longer than anything here takes, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The usual mount, the one for passthrough, and the store, in the rig's folder.
+pub(crate) const PLACES: [&str; 3] = ["mnt", "large", "store"];
+
 pub(crate) struct Rig {
+    /// Why there is no passthrough, if there is none.
+    pub(crate) no_passthrough: Option<String>,
     folder: TempDir,
     child: Child,
     control: UnixStream,
@@ -52,8 +57,8 @@ impl Rig {
         let folder = tempfile::Builder::new().prefix("distbuild-fs-").tempdir().unwrap();
         // Open to the user that some mounts are served by.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let (mount, store) = (folder.path().join("mnt"), folder.path().join("store"));
-        for path in [&mount, &store] {
+        let [mount, large, store] = PLACES.map(|place| folder.path().join(place));
+        for path in [&mount, &large, &store] {
             fs::create_dir(path).unwrap();
         }
         if options.unprivileged {
@@ -63,7 +68,7 @@ impl Rig {
         let (control, theirs) = UnixStream::pair().unwrap();
         let child = Command::new("/proc/self/exe")
             .arg("serve")
-            .args([&mount, &store])
+            .arg(folder.path())
             .args(options.arguments())
             .stdin(OwnedFd::from(theirs))
             .spawn()
@@ -73,8 +78,11 @@ impl Rig {
         let (stream, answers) = (control.try_clone().unwrap(), control.try_clone().unwrap());
         let played = Arc::clone(&script);
         thread::spawn(move || play(stream, answers, &store, &played, &sender));
-        let rig = Self { folder, child, control, events, script };
-        assert_eq!(rig.event(), FromFs::Ready);
+        let mut rig = Self { no_passthrough: None, folder, child, control, events, script };
+        match rig.event() {
+            FromFs::Ready { no_passthrough } => rig.no_passthrough = no_passthrough,
+            other => panic!("not ready: {other:?}"),
+        }
         rig
     }
 
@@ -89,8 +97,20 @@ impl Rig {
 
     /// A path in the mount, for processes outside.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
-        let inner = self.inner_path(path);
+        self.outside(&self.inner_path(path))
+    }
+
+    /// A path in the mount for passthrough, for processes outside.
+    pub(crate) fn large_path(&self, path: &str) -> PathBuf {
+        self.outside(&self.folder.path().join("large").join(path))
+    }
+
+    fn outside(&self, inner: &Path) -> PathBuf {
         Path::new(&format!("/proc/{}/root", self.pid())).join(inner.strip_prefix("/").unwrap())
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
     }
 
     pub(crate) fn script<R>(&self, change: impl FnOnce(&mut Script) -> R) -> R {

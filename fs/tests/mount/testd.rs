@@ -12,13 +12,16 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use distbuild_fs::server::{self, FsConfig};
-use distbuild_fs::{MountedFuse, Owner, RecordLimits, namespace};
+use distbuild_fs::{MountedFuse, Mounts, Owner, RecordLimits, namespace};
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, setgid, setgroups, setuid};
+
+use crate::rig::PLACES;
 
 pub(crate) const NOBODY: u32 = 65534;
 
@@ -30,22 +33,35 @@ pub(crate) struct Options {
     pub(crate) record_entries: usize,
     /// Whether there is a mount at the place already, whose server is dead.
     pub(crate) stale: bool,
+    /// Whether there is a second mount, for passthrough.
+    pub(crate) passthrough: bool,
+    /// Whether the kernel does not allow that.
+    pub(crate) powerless: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let deadline = Duration::from_secs(60);
-        Self { unprivileged: false, deadline, record_entries: 100_000, stale: false }
+        Self {
+            unprivileged: false,
+            deadline,
+            record_entries: 100_000,
+            stale: false,
+            passthrough: false,
+            powerless: false,
+        }
     }
 }
 
 impl Options {
-    pub(crate) fn arguments(&self) -> [String; 4] {
+    pub(crate) fn arguments(&self) -> [String; 6] {
         [
             self.unprivileged.to_string(),
             self.deadline.as_millis().to_string(),
             self.record_entries.to_string(),
             self.stale.to_string(),
+            self.passthrough.to_string(),
+            self.powerless.to_string(),
         ]
     }
 
@@ -55,6 +71,8 @@ impl Options {
             deadline: Duration::from_millis(arguments[1].parse().unwrap()),
             record_entries: arguments[2].parse().unwrap(),
             stale: arguments[3].parse().unwrap(),
+            passthrough: arguments[4].parse().unwrap(),
+            powerless: arguments[5].parse().unwrap(),
         }
     }
 }
@@ -62,7 +80,7 @@ impl Options {
 pub(crate) fn run_if_asked(arguments: &[String]) -> Option<ExitCode> {
     match arguments.first().map(String::as_str) {
         Some("serve") => {
-            serve(&arguments[1], &arguments[2], Options::parse(&arguments[3..]));
+            serve(Path::new(&arguments[1]), Options::parse(&arguments[2..]));
             Some(ExitCode::SUCCESS)
         }
         Some("inside") => {
@@ -73,27 +91,33 @@ pub(crate) fn run_if_asked(arguments: &[String]) -> Option<ExitCode> {
     }
 }
 
-/// Serves a mount for the agent at the other end of stdin.
-fn serve(mount_point: &str, store: &str, options: Options) {
+/// Serves a mount for the agent at the other end of stdin. The places are in one folder: see
+/// [`crate::rig::PLACES`].
+fn serve(folder: &Path, options: Options) {
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().unwrap());
     if options.unprivileged {
         become_nobody();
     }
-    let mount_point = Path::new(mount_point);
+    let [usual, passthrough, store] = PLACES.map(|place| folder.join(place));
     namespace::enter().unwrap();
     if options.stale {
-        leave_a_stale_mount(mount_point);
+        leave_a_stale_mount(&usual);
     }
-    let mounted = distbuild_fs::mount::mount(mount_point).unwrap();
-    drop_a_copy_in_a_child(&mounted);
+    let usual = distbuild_fs::mount::mount(&usual).unwrap();
+    drop_a_copy_in_a_child(&usual);
+    let passthrough =
+        options.passthrough.then(|| distbuild_fs::mount::mount(&passthrough).unwrap());
+    if options.powerless {
+        give_up_administration();
+    }
     let limits = RecordLimits { entries: options.record_entries, ..RecordLimits::default() };
     let config = FsConfig {
         want_deadline: options.deadline,
         record_limits: limits,
         owner: Owner { uid: 0, gid: 0 },
-        ..FsConfig::new(store.into())
+        ..FsConfig::new(store)
     };
-    server::run(control, mounted, config).unwrap();
+    server::run(control, Mounts { usual, passthrough }, config).unwrap();
 }
 
 /// As the spawner does, which is forked after the mount: the mount must outlive its copy.
@@ -124,6 +148,21 @@ fn leave_a_stale_mount(mount_point: &Path) {
         ForkResult::Parent { child } => {
             assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
         }
+    }
+}
+
+/// As root is in many containers. What is mounted can still be unmounted by the end of the namespace.
+#[expect(unsafe_code, reason = "nix knows no capabilities")]
+fn give_up_administration() {
+    const CAP_SYS_ADMIN: u32 = 21;
+    // `struct __user_cap_header_struct` and three sets of two words, of linux/capability.h.
+    let mut header = [0x2008_0522_u32, 0];
+    let mut sets = [0_u32; 6];
+    // SAFETY: both are as long as this version of the interface says.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_capget, &raw mut header, &raw mut sets), 0);
+        sets[0] &= !(1 << CAP_SYS_ADMIN);
+        assert_eq!(libc::syscall(libc::SYS_capset, &raw mut header, &raw const sets), 0);
     }
 }
 
