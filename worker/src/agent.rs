@@ -17,6 +17,7 @@ use crate::attempt::Attempt;
 use crate::config::Limits;
 use crate::fs_client::FsClient;
 use crate::inputs::InputsByView;
+use crate::large_files::LargeFiles;
 use crate::outbox::{Epoch, Outbox};
 use crate::report::Trouble;
 use crate::run_dir::RunDir;
@@ -34,6 +35,7 @@ pub(crate) struct Agent {
     pub(crate) run: Arc<RunDir>,
     pub(crate) inputs: InputsByView,
     pub(crate) pins: Arc<Pins>,
+    pub(crate) large_files: LargeFiles,
     outbox: Outbox,
     running: Mutex<HashMap<u64, Running>>,
     /// An attempt has left the table, or an end was acknowledged.
@@ -74,6 +76,7 @@ impl Agent {
             run,
             inputs,
             pins: Arc::default(),
+            large_files: LargeFiles::default(),
             outbox,
             running: Mutex::default(),
             settled: Notify::new(),

@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Agent;
 use crate::clock::Expired;
 use crate::fs_client::{AddedView, DroppedView, FsError};
-use crate::inputs::Inputs;
-use crate::job_spec::job_spec;
+use crate::inputs::{Inputs, Place};
+use crate::job_spec::{ShownRoot, job_spec};
 use crate::outbox::Epoch;
 use crate::output::{Captured, Keep, Live, capture};
 use crate::report::{Finished, Times, Trouble, report};
@@ -49,6 +49,15 @@ pub(crate) struct Assignment {
     pub(crate) action: Action,
     pub(crate) function: DigestFunction,
     pub(crate) builds: Vec<String>,
+}
+
+/// An attempt on its way to its commands.
+struct Running<'a> {
+    view: &'a AddedView,
+    root: ShownRoot,
+    /// Where its outputs and long streams go.
+    directory: PathBuf,
+    arrived: Instant,
 }
 
 /// Why commands were ended before they ended themselves.
@@ -98,12 +107,14 @@ impl Attempt {
         let assignment = Assignment::parse(assign)?;
         let inputs = Inputs::new(assignment.attempt, holders, self.agent.store.lease(&[]));
         let inputs = Arc::new(inputs);
-        self.store_directories(directories, &inputs, assignment.function).await?;
+        let large = self.store_directories(directories, &inputs, &assignment).await?;
         let view = self.agent.fs.add_view(assignment.action.input_root).await?;
         let number = view.number;
         self.agent.inputs.insert(number, inputs.clone());
         let directory = self.agent.run.actions().join(number.to_string());
-        let ran = self.run_commands(&assignment, &view, &inputs, directory.clone(), arrived).await;
+        let root = self.shown_root(number, large);
+        let running = Running { view: &view, root, directory: directory.clone(), arrived };
+        let ran = self.run_commands(&assignment, &inputs, running).await;
         let dropped = self.agent.fs.drop_view(number).await;
         self.agent.inputs.remove(number);
         let ended = match (ran, dropped) {
@@ -115,35 +126,44 @@ impl Attempt {
         ended
     }
 
-    /// The few directories of the input root that nobody else has.
+    /// Stores the few directories of the input root that nobody else has. Says which parts of it are to be shown
+    /// through passthrough.
     async fn store_directories(
         &self,
         blobs: Vec<bytes::Bytes>,
         inputs: &Arc<Inputs>,
-        function: DigestFunction,
-    ) -> Result<(), Trouble> {
-        let (store, inputs) = (self.agent.store.clone(), inputs.clone());
+        assignment: &Assignment,
+    ) -> Result<Vec<Place>, Trouble> {
+        let (agent, inputs) = (self.agent.clone(), inputs.clone());
+        let (function, root) = (assignment.function, assignment.action.input_root);
         let stored = tokio::task::spawn_blocking(move || {
             for blob in blobs {
                 let digest = function.digest(&blob);
                 inputs.keep(&[digest]);
-                store.insert(&digest, &blob, false)?;
+                agent.store.insert(&digest, &blob, false)?;
             }
-            Ok(())
+            match agent.fs.no_passthrough() {
+                None => Ok(agent.large_files.places(&agent.store, &root)),
+                Some(_) => Ok(Vec::new()),
+            }
         });
         stored.await.map_err(|_| Trouble::internal("storing directories"))?
+    }
+
+    fn shown_root(&self, view: u64, large: Vec<Place>) -> ShownRoot {
+        let below = |mount: PathBuf| mount.join("action").join(view.to_string());
+        let run = &self.agent.run;
+        ShownRoot { usual: below(run.mount()), passthrough: below(run.passthrough()), large }
     }
 
     async fn run_commands(
         &self,
         assignment: &Assignment,
-        view: &AddedView,
         inputs: &Inputs,
-        directory: PathBuf,
-        arrived: Instant,
+        running: Running<'_>,
     ) -> Result<Finished, Trouble> {
+        let Running { view, root, directory, arrived } = running;
         let out = directory.join("out");
-        let root = self.agent.run.mount().join("action").join(view.number.to_string());
         let spec = job_spec(&assignment.action, &root, &out)?;
         std::fs::create_dir_all(&out).map_err(|source| Trouble::disk("make", &out, source))?;
         let ((stdout, stdout_end), (stderr, stderr_end)) = (stream()?, stream()?);

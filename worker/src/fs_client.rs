@@ -33,6 +33,7 @@ pub(crate) struct FsClient {
     outgoing: mpsc::Sender<ToFs>,
     views: Arc<Mutex<HashMap<u64, View>>>,
     last_view: Arc<AtomicU64>,
+    no_passthrough: Option<Arc<str>>,
     lost: CancellationToken,
 }
 
@@ -112,19 +113,29 @@ impl FsClient {
     ) -> Result<(Self, mpsc::Receiver<Wanted>), ProtocolError> {
         socket.set_nonblocking(true)?;
         let (mut reader, writer) = UnixStream::from_std(socket)?.into_split();
-        match read(&mut reader).await? {
-            Some(FromFs::Ready) => {}
-            _ => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-        }
+        let Some(FromFs::Ready { no_passthrough }) = read(&mut reader).await? else {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        };
         let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
         let (wants, wanted) = mpsc::channel(WAITING_WANTS);
-        let client = Self { outgoing, views: Arc::default(), last_view: Arc::default(), lost };
+        let client = Self {
+            outgoing,
+            views: Arc::default(),
+            last_view: Arc::default(),
+            no_passthrough: no_passthrough.map(Arc::from),
+            lost,
+        };
         tokio::spawn(write_all(writer, messages, client.lost.clone()));
         tokio::spawn(client.clone().read_all(reader, wants));
         Ok((client, wanted))
     }
 
-    /// Shows a tree at `action/<number>` of the mount.
+    /// Why large files cannot be read by passthrough; `None` if they can.
+    pub(crate) fn no_passthrough(&self) -> Option<&str> {
+        self.no_passthrough.as_deref()
+    }
+
+    /// Shows a tree at `action/<number>` of the mounts.
     ///
     /// # Errors
     /// The process is gone or refuses.
@@ -229,7 +240,7 @@ impl FsClient {
                     }
                 }
                 FromFs::Record { view, record } => self.dropped(view, record),
-                FromFs::Ready | FromFs::Stats(_) => {}
+                FromFs::Ready { .. } | FromFs::Stats(_) => {}
             }
         }
         Ok(())

@@ -21,8 +21,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use distbuild_fs::mount::mount_in_namespace;
-use distbuild_fs::{FsConfig, MountError, MountedFuse, Owner, ServerError};
+use distbuild_fs::mount::{mount, mount_in_namespace};
+use distbuild_fs::namespace::Privilege;
+use distbuild_fs::{FsConfig, MountError, Mounts, Owner, ServerError};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -44,8 +45,10 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// What the agent tells its helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct HelperConfig {
-    /// An existing directory.
+    /// An existing directory, for the mount.
     pub(crate) mount: PathBuf,
+    /// Another, for the mount that reads large files by passthrough.
+    pub(crate) passthrough: PathBuf,
     /// Root of the store.
     pub(crate) store: PathBuf,
     /// Owner of all files in the mount, as seen in the helper's user namespace.
@@ -96,19 +99,29 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), HelperError>
     let mut bytes = Vec::new();
     io::stdin().take(MAX_CONFIG_BYTES).read_to_end(&mut bytes).map_err(HelperError::Config)?;
     let config: HelperConfig = postcard::from_bytes(&bytes)?;
-    let (mount, _privilege) = mount_in_namespace(&config.mount)?;
+    let mounts = mounts(&config)?;
     let server = Pid::this();
     match fork_spawner().map_err(HelperError::Fork)? {
         ForkResult::Child => {
             drop(fs_socket);
             die_with(server).map_err(HelperError::Tie)?;
-            spawn_jobs(spawner_socket, mount, &config.spawner)
+            spawn_jobs(spawner_socket, mounts, &config.spawner)
         }
         ForkResult::Parent { child } => {
             drop(spawner_socket);
-            serve_files(fs_socket, mount, config, child)
+            serve_files(fs_socket, mounts, config, child)
         }
     }
+}
+
+/// Enters namespaces and mounts. In a user namespace the kernel takes no file for passthrough.
+fn mounts(config: &HelperConfig) -> Result<Mounts, MountError> {
+    let (usual, privilege) = mount_in_namespace(&config.mount)?;
+    let passthrough = match privilege {
+        Privilege::Root => Some(mount(&config.passthrough)?),
+        Privilege::User => None,
+    };
+    Ok(Mounts { usual, passthrough })
 }
 
 /// Without the file system there is nothing to run; and whoever waits for the end of the helper's output must
@@ -119,25 +132,21 @@ fn die_with(server: Pid) -> Result<(), Errno> {
     if getppid() == server { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
-fn spawn_jobs(
-    control: OwnedFd,
-    mount: MountedFuse,
-    config: &SpawnerConfig,
-) -> Result<(), HelperError> {
-    // This copy of the device would keep the mount alive without its server.
-    drop(mount);
+fn spawn_jobs(control: OwnedFd, mounts: Mounts, config: &SpawnerConfig) -> Result<(), HelperError> {
+    // These copies of the devices would keep the mounts alive without their server.
+    drop(mounts);
     Ok(sandbox::run(control, config)?)
 }
 
 fn serve_files(
     control: OwnedFd,
-    mount: MountedFuse,
+    mounts: Mounts,
     config: HelperConfig,
     spawner: Pid,
 ) -> Result<(), HelperError> {
     let (uid, gid) = config.owner;
     let fs_config = FsConfig { owner: Owner { uid, gid }, ..FsConfig::new(config.store) };
-    let served = distbuild_fs::server::run(UnixStream::from(control), mount, fs_config);
+    let served = distbuild_fs::server::run(UnixStream::from(control), mounts, fs_config);
     // It ends with its own socket, which the agent closes as well.
     waitpid(spawner, None).map_err(HelperError::Wait)?;
     Ok(served?)

@@ -46,7 +46,7 @@ pub(crate) struct HelperProcess {
 /// What this worker's jobs see of the host.
 pub(crate) fn spawner_config(config: &WorkerConfig, run: &RunDir) -> SpawnerConfig {
     let job_user = Uid::effective().is_root().then_some(config.job_user);
-    let sources = vec![run.mount(), run.actions().to_owned()];
+    let sources = vec![run.mount(), run.passthrough(), run.actions().to_owned()];
     let mut spawner = SpawnerConfig::new(sources, job_user);
     spawner.hidden.push(config.state.clone());
     if !config.store.root.starts_with(&config.state) {
@@ -57,9 +57,11 @@ pub(crate) fn spawner_config(config: &WorkerConfig, run: &RunDir) -> SpawnerConf
 }
 
 /// What a host does not let this worker do.
-pub(crate) fn notes() -> Vec<String> {
+pub(crate) fn notes(no_passthrough: Option<&str>) -> Vec<String> {
     if Uid::effective().is_root() {
-        return vec!["all jobs run as one user, in namespaces of their own".to_owned()];
+        let mut notes = vec!["all jobs run as one user, in namespaces of their own".to_owned()];
+        notes.extend(no_passthrough.map(|reason| format!("no passthrough: {reason}")));
+        return notes;
     }
     ["jobs share one uid, the worker's own", "no read-ahead setting", "no passthrough"]
         .map(|note| format!("user namespace: {note}"))
@@ -78,8 +80,13 @@ pub(crate) fn start(
     let failed = |source| WorkerError::Helper { program: config.helper_program.clone(), source };
     // In a user namespace everything that exists belongs to user 0, which is this user.
     let owner = spawner.job_user.map_or((0, 0), |user| (user.uid, user.gid));
-    let helper =
-        HelperConfig { mount: run.mount(), store: config.store.root.clone(), owner, spawner };
+    let helper = HelperConfig {
+        mount: run.mount(),
+        passthrough: run.passthrough(),
+        store: config.store.root.clone(),
+        owner,
+        spawner,
+    };
     let helper = postcard::to_stdvec(&helper).map_err(|error| failed(io::Error::other(error)))?;
     let (fs, fs_theirs) = UnixStream::pair().map_err(failed)?;
     let (spawner, spawner_theirs) = UnixStream::pair().map_err(failed)?;

@@ -31,6 +31,7 @@ pub mod helper;
 mod helper_process;
 mod inputs;
 mod job_spec;
+mod large_files;
 mod lend;
 mod locating;
 mod outbox;

@@ -60,6 +60,7 @@ impl RunDir {
         let (run, actions) = (runs.join(&name), actions.join(&name));
         make_dir(&run)?;
         make_dir(&run.join("mount"))?;
+        make_dir(&run.join("passthrough"))?;
         make_dir(&actions)?;
         let lock = run.join("lock");
         let lock = Flock::lock(open_lock(&lock)?, FlockArg::LockExclusiveNonblock)
@@ -70,6 +71,11 @@ impl RunDir {
     /// Where the helper mounts the file system, in a namespace of its own.
     pub(crate) fn mount(&self) -> PathBuf {
         self.run.join("mount")
+    }
+
+    /// Where the helper shows the file system once more, if large files can be read by passthrough.
+    pub(crate) fn passthrough(&self) -> PathBuf {
+        self.run.join("passthrough")
     }
 
     /// Below this every action has a directory.

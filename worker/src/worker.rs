@@ -260,7 +260,7 @@ impl Host {
         };
         let spawner = blocking(move || Ok(Spawner::connect(spawner, patience)?)).await?;
         let equipment = Equipment { store, fs, spawner, run, inputs: InputsByView::default() };
-        let notes = helper_process::notes();
+        let notes = helper_process::notes(equipment.fs.no_passthrough());
         Ok(Self { equipment, helper: process, wanted, toolchain_name, toolchain, notes })
     }
 

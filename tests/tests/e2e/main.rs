@@ -6,6 +6,7 @@ mod behaviours;
 mod embedded;
 mod errors;
 mod faults;
+mod large_files;
 mod lazy;
 mod lua;
 mod modes;

@@ -20,7 +20,7 @@ use distbuild_fs::contents::{BlobKind, WantError};
 use distbuild_fs::mount::mount_in_namespace;
 use distbuild_fs::protocol::{self, FromFs, ToFs};
 use distbuild_fs::server::{self, FsConfig};
-use distbuild_fs::{Message, MessageCounts};
+use distbuild_fs::{Message, MessageCounts, Mounts};
 use distbuild_proto::{
     Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, SymlinkNode,
 };
@@ -61,7 +61,7 @@ impl Served {
         let agent = [&control, &control].map(|stream| stream.try_clone().unwrap());
         std::thread::spawn(move || answer(agent, &store, &sender));
         let served = Self { child, control, events, root, mount, _directory: directory };
-        assert_eq!(served.event(), FromFs::Ready);
+        assert!(matches!(served.event(), FromFs::Ready { .. }));
         served
     }
 
@@ -119,8 +119,9 @@ impl Drop for Served {
 /// What the serving process does, until its stdin ends.
 pub(crate) fn serve(mount: &str, store: &str) {
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
-    let (mounted, _) = mount_in_namespace(Path::new(mount)).unwrap();
-    server::run(control, mounted, FsConfig::new(store.into())).unwrap();
+    let (usual, _) = mount_in_namespace(Path::new(mount)).unwrap();
+    let mounts = Mounts { usual, passthrough: None };
+    server::run(control, mounts, FsConfig::new(store.into())).unwrap();
 }
 
 /// Answers what the file system wants from the store; everything else is an event.
