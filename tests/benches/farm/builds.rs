@@ -6,7 +6,7 @@
 
 use distbuild_tests::{Farm, Project, example};
 
-use crate::plain_build::{self, Compiler, Plain};
+use crate::plain_build::{self, Compiler, Plain, is_here};
 use crate::samples::{Samples, seconds};
 use crate::section::Section;
 use crate::summary::{Row, Target};
@@ -27,7 +27,7 @@ pub(crate) fn run(section: &mut Section) {
 fn measure(name: &str, project: &Project, share: f64, section: &mut Section) {
     let compiler = Compiler::plain();
     let (mut cached, mut ratios) = (Samples::new(), Samples::new());
-    let ninja = Plain::Ninja.is_here();
+    let ninja = is_here(Plain::Ninja.program());
     let [cold, make, with_ninja] = section.in_turns(
         ROUNDS,
         section.share(share),

@@ -26,6 +26,7 @@ mod input_count;
 mod noop_jobs;
 mod null_build;
 mod other_crates;
+mod peers;
 mod plain_build;
 mod samples;
 mod section;
@@ -50,15 +51,16 @@ enum Work {
 
 /// Name, limit in seconds, and work; in the order of the targets in `docs/BENCHMARKS.md`. The limits
 /// are 15 minutes together.
-const SECTIONS: [(&str, u64, Work); 8] = [
-    ("compile", 200, Work::Here(compile::run)),
-    ("input-count", 60, Work::Here(input_count::run)),
-    ("noop-jobs", 40, Work::Here(noop_jobs::run)),
-    ("decisions", 60, there("distbuild-sched", "decisions", &MILLION_JOBS)),
-    ("builds", 120, Work::Here(builds::run)),
-    ("workers", 80, Work::Here(workers::run)),
+const SECTIONS: [(&str, u64, Work); 9] = [
+    ("compile", 190, Work::Here(compile::run)),
+    ("input-count", 50, Work::Here(input_count::run)),
+    ("noop-jobs", 30, Work::Here(noop_jobs::run)),
+    ("decisions", 30, there("distbuild-sched", "decisions", &MILLION_JOBS)),
+    ("builds", 110, Work::Here(builds::run)),
+    ("workers", 70, Work::Here(workers::run)),
     ("null-build", 60, Work::Here(null_build::run)),
-    ("ingest", 30, there("distbuild-cas", "ingest", &[])),
+    ("ingest", 20, there("distbuild-cas", "ingest", &[])),
+    ("peers", 70, Work::Here(peers::run)),
 ];
 
 /// Of the scheduler's curve the end.
@@ -128,15 +130,16 @@ fn run(words: Vec<&&str>) -> ExitCode {
 /// Whether the kernel gives each session an equal share, as it does outside of control groups.
 fn sessions_compete() -> bool {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let in_no_group = |line: &str| {
-        line.ends_with(":/")
-            && line
-                .split(':')
-                .nth(1)
-                .is_some_and(|names| names.contains("cpu") && !names.contains("cpuset"))
+    let groups = read("/proc/self/cgroup");
+    // A line is number:controllers:path, of the unified hierarchy without controllers.
+    let path = |controller: &str| {
+        let fields = groups.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>());
+        let mut fields =
+            fields.filter(|fields| fields[1].split(',').any(|name| name == controller));
+        fields.next().map(|fields| fields[2].to_owned())
     };
-    read("/proc/sys/kernel/sched_autogroup_enabled").trim() == "1"
-        && read("/proc/self/cgroup").lines().any(in_no_group)
+    let in_no_group = path("cpu").or_else(|| path("")).is_some_and(|path| path == "/");
+    read("/proc/sys/kernel/sched_autogroup_enabled").trim() == "1" && in_no_group
 }
 
 /// Processes that ran or wanted to, a mean over 1, 5 and 15 minutes.

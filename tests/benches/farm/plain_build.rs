@@ -28,13 +28,6 @@ impl Plain {
         }
     }
 
-    /// Whether it is installed.
-    pub(crate) fn is_here(self) -> bool {
-        let mut command = Command::new(self.program());
-        let command = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    }
-
     /// Seconds of a build from nothing with so many jobs at once. `compiler` stands in place of `cc`.
     pub(crate) fn build(self, project: &Project, jobs: usize, compiler: &Compiler) -> f64 {
         let out = tempfile::tempdir().unwrap();
@@ -62,6 +55,13 @@ impl Plain {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         seconds(|| assert!(command.status().unwrap().success(), "{command:?}"))
     }
+}
+
+/// Whether a program is installed.
+pub(crate) fn is_here(program: &str) -> bool {
+    let mut command = Command::new(program);
+    let command = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// What compiles.
