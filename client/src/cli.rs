@@ -183,6 +183,16 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) peer_advertise: Option<Address>,
 
+    /// Fetch what a command read last time before it asks for it
+    #[arg(
+        long,
+        value_name = "on|off",
+        value_enum,
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub(crate) prefetch: Switch,
+
     #[command(flatten)]
     pub(crate) plaintext: PlaintextArgs,
 }
@@ -231,6 +241,13 @@ pub(crate) struct PlaintextArgs {
     /// With --insecure: speak plaintext to other machines as well
     #[arg(long)]
     pub(crate) insecure_network: bool,
+}
+
+/// Something that is done or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
 }
 
 /// An address to listen on, or none.

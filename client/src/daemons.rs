@@ -7,7 +7,7 @@ use distbuild_proto::Address;
 use distbuild_worker::{RunningWorker, Worker, WorkerConfig};
 
 use crate::build::deliver::with_causes;
-use crate::cli::{CoordinatorArgs, WorkerArgs};
+use crate::cli::{CoordinatorArgs, Switch, WorkerArgs};
 use crate::exit::{Exit, Failure};
 use crate::http::StatusPage;
 use crate::interrupt::Interrupt;
@@ -104,6 +104,7 @@ fn worker_config(args: WorkerArgs) -> Result<WorkerConfig, Failure> {
     config.insecure_network = args.plaintext.insecure_network;
     config.peer_listen = peer_listen;
     config.peer_advertise = args.peer_advertise;
+    config.prefetch = args.prefetch == Switch::On;
     if let Some(cores) = args.cores {
         config.milli_cores = cores.0;
     }

@@ -67,6 +67,12 @@ impl<W> Locator<W> {
         }
     }
 
+    /// Whether a session that asks would be sent to a holder at once.
+    pub(crate) fn is_held(&self, digest: &Digest, session: Session, failed: &[Session]) -> bool {
+        let others = |holder: &Session| *holder != session && !failed.contains(holder);
+        self.entries.get(digest).is_some_and(|entry| entry.holders.keys().any(others))
+    }
+
     /// A session asks for a blob; `failed` are holders that it has asked in vain. None: it waits.
     pub(crate) fn ask(
         &mut self,

@@ -1,10 +1,13 @@
-//! What survives a restart: results, known worker pools, finished builds. One SQLite file.
+//! What survives a restart: results, what their commands looked at, known worker pools, finished builds. One
+//! SQLite file.
 //!
 //! A thread of its own owns the connection. Requests that wait together run in one transaction and
 //! are answered after its commit (group commit), so an answer means: recorded. Write-ahead logging
 //! makes the file safe for several processes, such as two embedded coordinators at once. A commit
 //! survives the death of any process; the last ones before a power failure may be lost, and then cost
 //! a rebuild, since a result is only a claim that is checked before it is used.
+
+mod records;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -15,6 +18,8 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
+pub(crate) use records::Looked;
+
 /// Requests that wait for the database thread at most; beyond it, callers wait.
 const WAITING_REQUESTS: usize = 4096;
 /// Requests in one transaction.
@@ -24,7 +29,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stores that are remembered as holders of one output tree.
 const MAX_HOLDERS: usize = 8;
 /// Written to `PRAGMA user_version`; a file of another version is refused.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS action_result (
@@ -200,6 +205,22 @@ impl State {
         .await
     }
 
+    /// Remembers what a run looked at.
+    pub(crate) async fn remember(&self, looked: Looked) -> Result<(), StateError> {
+        self.call(move |connection| records::add(connection, &looked)).await
+    }
+
+    /// The newest access record of each command, encoded.
+    pub(crate) async fn newest_records(
+        &self,
+        commands: Vec<[u8; 32]>,
+    ) -> Result<Vec<Option<Vec<u8>>>, StateError> {
+        self.call(move |connection| {
+            commands.iter().map(|command| records::newest(connection, command)).collect()
+        })
+        .await
+    }
+
     /// Remembers a pool: the properties of a worker, `key=value` a line.
     pub(crate) async fn remember_pool(
         &self,
@@ -309,6 +330,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
         return Err(OpenError::Version(found));
     }
     connection.execute_batch(SCHEMA)?;
+    connection.execute_batch(records::SCHEMA)?;
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(connection)
 }

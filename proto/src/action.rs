@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::digest::{Digest, DigestError, DigestFunction};
-use crate::graph::{ActionKey, JobId, OUTPUT_DIR, Platform, Record, Resources};
+use crate::graph::{ActionKey, CommandKey, JobId, OUTPUT_DIR, Platform, Record, Resources};
 use crate::path::{Name, PathError, RelPath};
 use crate::tree::{Directory, DirectoryNode, TreeError};
 use crate::wire;
@@ -308,6 +308,24 @@ impl Action {
         record.bytes(self.salt.as_bytes());
         record.option(self.declared_id, |record, id| record.bytes(id.as_bytes()));
         ActionKey::new(blake3::hash(record.as_bytes()).into())
+    }
+
+    /// What the command is, whatever its inputs are: the digest's record without the input root and the
+    /// declared id, which stands for inputs too.
+    ///
+    /// BLAKE3 over a record that holds in this order: bytes `distbuild command 1`; number: layout; list of
+    /// steps; list of output paths; list of platform properties; flag: network; toolchain; salt.
+    pub fn command_key(&self) -> CommandKey {
+        let mut record = Record::default();
+        record.bytes(b"distbuild command 1");
+        record.number(self.layout.number());
+        record.list(&self.steps, |record, step| step.record(record));
+        record.list(&self.output_paths, |record, path| record.bytes(path.as_bytes()));
+        self.platform.record(&mut record);
+        record.flag(self.network);
+        record.bytes(self.toolchain.as_bytes());
+        record.bytes(self.salt.as_bytes());
+        CommandKey::new(blake3::hash(record.as_bytes()).into())
     }
 
     /// The message.

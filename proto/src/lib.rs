@@ -11,6 +11,7 @@ pub mod digest;
 pub mod graph;
 pub mod observed;
 pub mod path;
+pub mod prediction;
 pub mod transport;
 pub mod tree;
 
@@ -18,6 +19,7 @@ pub use address::{Address, AddressError};
 pub use digest::{Digest, DigestError, DigestFunction, Hasher};
 pub use observed::{AccessRecord, Observed, ObservedDirectory};
 pub use path::{Name, PathError, RelPath};
+pub use prediction::Prediction;
 pub use tree::{Child, Directory, DirectoryNode, FileNode, SymlinkNode, TreeError};
 
 /// The messages and services as the build generates them from `proto/distbuild/v1/*.proto`.

@@ -9,7 +9,7 @@ use distbuild_proto::wire;
 use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::to_worker;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +19,7 @@ use crate::fs_client::FsClient;
 use crate::inputs::InputsByView;
 use crate::large_files::LargeFiles;
 use crate::outbox::{Epoch, Outbox};
+use crate::prefetch::Prefetcher;
 use crate::report::Trouble;
 use crate::run_dir::RunDir;
 use crate::sandbox::Spawner;
@@ -36,6 +37,8 @@ pub(crate) struct Agent {
     pub(crate) inputs: InputsByView,
     pub(crate) pins: Arc<Pins>,
     pub(crate) large_files: LargeFiles,
+    /// None if nothing is fetched before it is needed.
+    pub(crate) prefetcher: Option<Prefetcher>,
     outbox: Outbox,
     running: Mutex<HashMap<u64, Running>>,
     /// An attempt has left the table, or an end was acknowledged.
@@ -62,10 +65,18 @@ struct Running {
     epoch: Epoch,
     cancel: CancellationToken,
     begun: bool,
+    /// Takes what its commands will read, once.
+    foreseen: Option<oneshot::Sender<wire::Prefetch>>,
 }
 
 impl Agent {
-    pub(crate) fn new(name: String, limits: Limits, equipment: Equipment, outbox: Outbox) -> Self {
+    pub(crate) fn new(
+        name: String,
+        limits: Limits,
+        equipment: Equipment,
+        outbox: Outbox,
+        prefetcher: Option<Prefetcher>,
+    ) -> Self {
         let Equipment { store, fs, spawner, run, inputs } = equipment;
         Self {
             name,
@@ -77,6 +88,7 @@ impl Agent {
             inputs,
             pins: Arc::default(),
             large_files: LargeFiles::default(),
+            prefetcher,
             outbox,
             running: Mutex::default(),
             settled: Notify::new(),
@@ -108,6 +120,7 @@ impl Agent {
                 self.dismissed.store(true, Ordering::Relaxed);
                 self.settled.notify_waiters();
             }
+            to_worker::Body::Prefetch(prefetch) => self.foresee(prefetch),
             to_worker::Body::Welcome(_) | to_worker::Body::Heartbeat(_) => {}
         }
     }
@@ -115,6 +128,7 @@ impl Agent {
     fn assign(self: Arc<Self>, assign: wire::Assign) {
         let (attempt, epoch) = (assign.attempt, self.outbox.epoch());
         let cancel = CancellationToken::new();
+        let (foresee, foreseen) = oneshot::channel();
         let refused = {
             let mut running = self.running.lock();
             if self.fs.is_lost() || self.spawner.is_lost() {
@@ -124,7 +138,8 @@ impl Agent {
             } else if running.len() >= self.limits.max_attempts {
                 Some("the worker runs as many attempts as it may")
             } else {
-                let entry = Running { epoch, cancel: cancel.clone(), begun: false };
+                let cancel = cancel.clone();
+                let entry = Running { epoch, cancel, begun: false, foreseen: Some(foresee) };
                 running.insert(attempt, entry);
                 None
             }
@@ -138,13 +153,22 @@ impl Agent {
                     reason: reason.to_owned(),
                     ..Default::default()
                 },
-                None => Attempt::new(agent.clone(), epoch, cancel).run(assign).await,
+                None => Attempt::new(agent.clone(), epoch, cancel).run(assign, foreseen).await,
             };
             agent.outbox.send_end(epoch, ended).await;
             if refused.is_none() {
                 agent.remove(attempt, epoch);
             }
         });
+    }
+
+    /// An attempt that has ended meanwhile needs it no more.
+    fn foresee(&self, prefetch: wire::Prefetch) {
+        let mut running = self.running.lock();
+        let attempt = running.get_mut(&prefetch.attempt);
+        if let Some(foreseen) = attempt.and_then(|attempt| attempt.foreseen.take()) {
+            let _ = foreseen.send(prefetch);
+        }
     }
 
     fn cancel(self: Arc<Self>, attempt: u64) {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use distbuild_proto::action::Action;
 use distbuild_proto::{DigestFunction, wire};
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,7 @@ use crate::inputs::{Inputs, Place};
 use crate::job_spec::{ShownRoot, job_spec};
 use crate::outbox::Epoch;
 use crate::output::{Captured, Keep, Live, capture};
+use crate::prefetch::Tally;
 use crate::report::{Finished, Times, Trouble, report};
 use crate::sandbox::{Ended, JobEnd, RunningJob, SandboxError};
 
@@ -89,18 +91,29 @@ impl Attempt {
 
     /// Runs it and tells how it ended.
     #[tracing::instrument(skip_all, fields(attempt = assign.attempt, job = assign.job_name))]
-    pub(crate) async fn run(self, assign: wire::Assign) -> wire::AttemptEnded {
+    pub(crate) async fn run(
+        self,
+        assign: wire::Assign,
+        foreseen: oneshot::Receiver<wire::Prefetch>,
+    ) -> wire::AttemptEnded {
         let attempt = assign.attempt;
-        match self.execute(assign).await {
-            Ok(ended) => ended,
-            Err(trouble) => {
-                tracing::warn!(reason = %trouble, "the attempt ends without a result");
-                trouble.into_ended(attempt)
-            }
-        }
+        let mut tally = Tally::default();
+        let ended = self.execute(assign, foreseen, &mut tally).await;
+        let mut ended = ended.unwrap_or_else(|trouble| {
+            tracing::warn!(reason = %trouble, "the attempt ends without a result");
+            trouble.into_ended(attempt)
+        });
+        ended.prefetched = Some(tally.all);
+        ended.prefetched_from_client = Some(tally.from_client);
+        ended
     }
 
-    async fn execute(&self, mut assign: wire::Assign) -> Result<wire::AttemptEnded, Trouble> {
+    async fn execute(
+        &self,
+        mut assign: wire::Assign,
+        foreseen: oneshot::Receiver<wire::Prefetch>,
+        tally: &mut Tally,
+    ) -> Result<wire::AttemptEnded, Trouble> {
         let arrived = Instant::now();
         let directories = std::mem::take(&mut assign.directories);
         let holders = assign.deps.iter().map(|dep| dep.peer_addresses.clone()).collect();
@@ -108,7 +121,10 @@ impl Attempt {
         let inputs = Inputs::new(assignment.attempt, holders, self.agent.store.lease(&[]));
         let inputs = Arc::new(inputs);
         let large = self.store_directories(directories, &inputs, &assignment).await?;
-        let view = self.agent.fs.add_view(assignment.action.input_root).await?;
+        let root = assignment.action.input_root;
+        let prefetcher = self.agent.prefetcher.as_ref();
+        let prefetching = prefetcher.map(|it| it.spawn(foreseen, root, inputs.clone()));
+        let view = self.agent.fs.add_view(root).await?;
         let number = view.number;
         self.agent.inputs.insert(number, inputs.clone());
         let directory = self.agent.run.actions().join(number.to_string());
@@ -117,6 +133,11 @@ impl Attempt {
         let ran = self.run_commands(&assignment, &inputs, running).await;
         let dropped = self.agent.fs.drop_view(number).await;
         self.agent.inputs.remove(number);
+        drop(prefetching);
+        if let Some(prefetcher) = prefetcher {
+            let record = dropped.as_ref().ok().and_then(|dropped| dropped.record.as_ref());
+            *tally = inputs.prefetched.end(record, prefetcher);
+        }
         let ended = match (ran, dropped) {
             (Ok(ran), Ok(dropped)) => self.report(assignment, ran, dropped, &inputs).await,
             (Err(trouble), _) => Err(trouble),

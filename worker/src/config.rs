@@ -39,6 +39,8 @@ pub struct WorkerConfig {
     pub peer_advertise: Option<Address>,
     /// Connections without encryption may leave this machine.
     pub insecure_network: bool,
+    /// Inputs are fetched before they are needed, as far as it is known what will be.
+    pub prefetch: bool,
     /// No other exclusive worker may use the state directory.
     pub exclusive: bool,
     /// The program that becomes the helper process when it is started with
@@ -67,6 +69,7 @@ impl WorkerConfig {
             peer_listen: None,
             peer_advertise: None,
             insecure_network: false,
+            prefetch: true,
             exclusive: false,
             helper_program: PathBuf::from("/proc/self/exe"),
             job_user: JobUser { uid: JOB_ID, gid: JOB_ID },
@@ -148,6 +151,8 @@ pub struct Limits {
     /// Streams that this worker serves to peers at once, and deliveries through the coordinator.
     /// Default 32 each.
     pub max_serving: usize,
+    /// Most that is fetched for one attempt before it is needed. Default 256 MiB.
+    pub prefetch_bytes: u64,
     /// How fetches are batched.
     pub filler: FillerConfig,
 }
@@ -172,6 +177,7 @@ impl Default for Limits {
             avoid_peer: Duration::from_secs(30),
             max_peers: 64,
             max_serving: 32,
+            prefetch_bytes: 256 << 20,
             filler: FillerConfig {
                 call_deadline: Duration::from_secs(60),
                 ..FillerConfig::default()

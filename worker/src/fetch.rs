@@ -30,7 +30,7 @@ use crate::outbox::Outbox;
 use crate::reading::{Progress, Reading};
 use crate::session::Identity;
 
-/// How often a blob is located.
+/// How often a blob is located that a command waits for.
 const ROUNDS: u32 = 4;
 /// Pause before a blob is located again; each is longer than the last by as much.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(100);
@@ -42,6 +42,29 @@ pub(crate) struct Hint {
     pub(crate) place: Place,
     /// It is a directory: of a source tree, the coordinator has it.
     pub(crate) directory: bool,
+    pub(crate) need: Need,
+}
+
+/// How much a blob is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A command waits for it.
+    Now,
+    /// Maybe later: nobody is asked for it again.
+    Ahead {
+        /// A client is not asked at all.
+        spare_client: bool,
+    },
+}
+
+impl Need {
+    /// How often a blob is located.
+    fn rounds(self) -> u32 {
+        match self {
+            Self::Now => ROUNDS,
+            Self::Ahead { .. } => 1,
+        }
+    }
 }
 
 /// Why a blob could not be fetched.
@@ -230,8 +253,12 @@ impl<'a> Batch<'a> {
                 Place::Source => 0,
                 Place::Dep(dep) => dep.saturating_add(1),
             };
-            let failed_peers = item.failed_peers.clone();
-            wire::WantedBlob { digest: Some(item.want.digest.into()), dep_plus_one, failed_peers }
+            wire::WantedBlob {
+                digest: Some(item.want.digest.into()),
+                dep_plus_one,
+                failed_peers: item.failed_peers.clone(),
+                spare_client: item.want.hint.need == Need::Ahead { spare_client: true },
+            }
         };
         let blobs = of.iter().map(wanted).collect();
         let digests = of.iter().map(|at| self.items[*at].want.digest).collect();
@@ -344,6 +371,9 @@ impl<'a> Batch<'a> {
                     if origin.is_worker() {
                         want.hint.inputs.count_from_peers(digest.size_bytes());
                     }
+                    if matches!(origin, Origin::Client(_) | Origin::Answer) {
+                        want.hint.inputs.prefetched.came_from_client(&digest);
+                    }
                     if want.hint.place == Place::Source && *origin != Origin::Coordinator {
                         held.push(digest);
                     }
@@ -394,9 +424,11 @@ impl<'a> Batch<'a> {
     fn failed<'w>(&mut self, blobs: impl IntoIterator<Item = (usize, &'w str)>) {
         let mut again: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (at, why) in blobs {
-            match self.items[at].located {
-                ROUNDS.. => self.answer_failed(at, FetchProblem::Failed(why.to_owned())),
-                located => again.entry(located).or_default().push(at),
+            let item = &self.items[at];
+            if item.located < item.want.hint.need.rounds() {
+                again.entry(item.located).or_default().push(at);
+            } else {
+                self.answer_failed(at, FetchProblem::Failed(why.to_owned()));
             }
         }
         for (located, of) in again {

@@ -9,6 +9,7 @@ use distbuild_proto::{Digest, RelPath};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::prefetch::Prefetched;
 
 /// A part of an input root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +43,8 @@ pub(crate) struct Inputs {
     pub(crate) clock: Clock,
     /// Bytes that came from other workers.
     pub(crate) from_peers: AtomicU64,
+    /// Files that are brought before they are needed.
+    pub(crate) prefetched: Prefetched,
     lease: Mutex<Lease>,
     lost: Mutex<HashMap<Digest, Place>>,
 }
@@ -53,6 +56,7 @@ impl Inputs {
             holders,
             clock: Clock::default(),
             from_peers: AtomicU64::new(0),
+            prefetched: Prefetched::default(),
             lease: Mutex::new(lease),
             lost: Mutex::default(),
         }

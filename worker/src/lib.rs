@@ -37,6 +37,7 @@ mod locating;
 mod outbox;
 mod output;
 mod peers;
+mod prefetch;
 mod reading;
 mod report;
 mod run_dir;

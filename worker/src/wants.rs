@@ -9,7 +9,7 @@ use distbuild_fs::contents::BlobKind;
 use distbuild_proto::Digest;
 use tokio::sync::mpsc;
 
-use crate::fetch::{FetchProblem, Hint, InputSource};
+use crate::fetch::{FetchProblem, Hint, InputSource, Need};
 use crate::fs_client::{FsClient, Wanted};
 use crate::inputs::{Inputs, InputsByView, Place};
 
@@ -54,7 +54,10 @@ impl Wants {
         }
         let now = Instant::now();
         let _stopped: Vec<_> = inputs.iter().map(|inputs| inputs.clock.stop(now)).collect();
-        inputs.iter().for_each(|inputs| inputs.keep(&[wanted.digest]));
+        for inputs in &inputs {
+            inputs.keep(&[wanted.digest]);
+            inputs.prefetched.wanted(&wanted.digest);
+        }
         let bring = self.bring_for_any(&wanted, &inputs);
         match tokio::time::timeout(self.deadline, bring).await {
             Ok(result) => result,
@@ -75,7 +78,7 @@ impl Wants {
         for inputs in inputs {
             let executable = wanted.kind == BlobKind::File { executable: true };
             let directory = wanted.kind == BlobKind::Directory;
-            let hint = Hint { inputs: inputs.clone(), place, directory };
+            let hint = Hint { inputs: inputs.clone(), place, directory, need: Need::Now };
             match self.bring_for(Want { digest: wanted.digest, executable, hint }).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {

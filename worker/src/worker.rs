@@ -20,6 +20,7 @@ use crate::helper_process::{self, HelperProcess, StartedHelper};
 use crate::inputs::InputsByView;
 use crate::lend::lend;
 use crate::outbox::Outbox;
+use crate::prefetch::Prefetcher;
 use crate::run_dir::{ExclusiveLock, RunDir};
 use crate::sandbox::Spawner;
 use crate::sandbox::fingerprint::Toolchain;
@@ -98,9 +99,13 @@ impl Worker {
             silence: config.limits.silence,
             stop: stop.helpers.clone(),
         };
+        let store = host.equipment.store.clone();
+        let filler = Filler::new(store, source, config.limits.filler.clone());
+        let prefetcher = Prefetcher::new(filler.clone(), config.limits.prefetch_bytes);
+        let prefetcher = config.prefetch.then_some(prefetcher);
         let wants = Wants {
             store: host.equipment.store.clone(),
-            filler: Filler::new(host.equipment.store.clone(), source, config.limits.filler.clone()),
+            filler,
             fs: host.equipment.fs.clone(),
             inputs: host.equipment.inputs.clone(),
             deadline: config.limits.blob_deadline,
@@ -109,7 +114,13 @@ impl Worker {
         let name = host.toolchain_name.clone();
         let hello = hello(&config, &store, name, peer_address.as_ref(), &host.notes);
         let (toolchain_name, toolchain) = watch::channel(host.toolchain_name);
-        let agent = Agent::new(config.name.clone(), config.limits.clone(), host.equipment, outbox);
+        let agent = Agent::new(
+            config.name.clone(),
+            config.limits.clone(),
+            host.equipment,
+            outbox,
+            prefetcher,
+        );
         let agent = Arc::new(agent);
         let tasks = TaskTracker::new();
         let until = |token: &CancellationToken| token.clone();

@@ -122,7 +122,8 @@ fn fields(body: &Body, record: &Record) -> (&'static str, Map<String, Value>) {
             let fields = json!({
                 "outcome": result_word(finished.outcome()),
                 "bytes": { "opened": bytes.opened, "from_peers": bytes.from_peers,
-                           "from_backing_store": bytes.from_backing_store },
+                           "from_backing_store": bytes.from_backing_store,
+                           "prefetched": prefetched(bytes.prefetched) },
             });
             ("build_finished", object(fields))
         }
@@ -137,7 +138,14 @@ fn attempt_finished(finished: &wire::AttemptFinished) -> Value {
         "reason": finished.reason, "files_opened": finished.files_opened,
         "queued_ms": timings.queued_ms, "setup_ms": timings.setup_ms, "run_ms": timings.run_ms,
         "collect_ms": timings.collect_ms, "fetch_wait_ms": timings.fetch_wait_ms,
+        "prefetched": prefetched(finished.prefetched),
     })
+}
+
+/// Bytes that were fetched before they were needed.
+fn prefetched(bytes: Option<wire::PrefetchBytes>) -> Value {
+    let bytes = bytes.unwrap_or_default();
+    json!({ "hit": bytes.hit, "late": bytes.late, "wasted": bytes.wasted })
 }
 
 fn job_finished(finished: &wire::JobFinished, record: &Record) -> Value {

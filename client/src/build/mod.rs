@@ -307,6 +307,7 @@ impl Build {
             sent_by_client: self.traffic.sent(),
             from_peers: record.bytes.from_peers,
             from_backing_store: record.bytes.from_backing_store,
+            prefetched: record.bytes.prefetched.unwrap_or_default().into(),
             outputs_received: self.traffic.received(),
         };
         let wall_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);

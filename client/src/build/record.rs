@@ -42,6 +42,7 @@ pub(crate) struct Attempt {
     pub(crate) exit_code: i32,
     pub(crate) timings: wire::Timings,
     pub(crate) files_opened: u32,
+    pub(crate) prefetched: wire::PrefetchBytes,
 }
 
 impl Record {
@@ -111,6 +112,7 @@ impl Record {
             exit_code: finished.exit_code,
             timings: finished.timings.unwrap_or_default(),
             files_opened: finished.files_opened,
+            prefetched: finished.prefetched.unwrap_or_default(),
         });
     }
 
@@ -159,6 +161,7 @@ impl Record {
                 exit_code: 0,
                 timings: wire::Timings::default(),
                 files_opened: 0,
+                prefetched: wire::PrefetchBytes::default(),
             });
         }
         let left = self.plan.len().saturating_sub(self.finished);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use distbuild_proto::wire::Outcome;
+use distbuild_proto::wire::{Outcome, PrefetchBytes};
 use serde::Serialize;
 
 use super::record::{Attempt, Record, result_word};
@@ -49,6 +49,26 @@ pub(crate) struct Bytes {
     pub(crate) from_backing_store: u64,
     /// Bytes of outputs that reached the client.
     pub(crate) outputs_received: u64,
+    /// Bytes of files that workers fetched before they were needed.
+    #[serde(flatten)]
+    pub(crate) prefetched: Prefetched,
+}
+
+/// Bytes of files that were fetched before they were needed, by what became of them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Prefetched {
+    /// There before a command looked them up.
+    pub(crate) prefetch_hit: u64,
+    /// Needed while they were on their way.
+    pub(crate) prefetch_late: u64,
+    /// Never looked up.
+    pub(crate) prefetch_wasted: u64,
+}
+
+impl From<PrefetchBytes> for Prefetched {
+    fn from(bytes: PrefetchBytes) -> Self {
+        Self { prefetch_hit: bytes.hit, prefetch_late: bytes.late, prefetch_wasted: bytes.wasted }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +85,8 @@ struct AttemptLine<'a> {
     collect_ms: u64,
     fetch_wait_ms: u64,
     files_opened: u32,
+    #[serde(flatten)]
+    prefetched: Prefetched,
 }
 
 impl<'a> Summary<'a> {
@@ -135,6 +157,7 @@ fn line<'a>(record: &'a Record, attempt: &'a Attempt) -> AttemptLine<'a> {
         collect_ms: timings.collect_ms,
         fetch_wait_ms: timings.fetch_wait_ms,
         files_opened: attempt.files_opened,
+        prefetched: attempt.prefetched.into(),
     }
 }
 
@@ -174,6 +197,7 @@ mod tests {
             reason: String::new(),
             timings: Some(wire::Timings { queued_ms: 1, run_ms: 240, ..Default::default() }),
             files_opened: 41,
+            prefetched: Some(wire::PrefetchBytes { hit: 4, late: 2, wasted: 1 }),
         })
     }
 
@@ -190,12 +214,15 @@ mod tests {
         record.apply(&finished(1, Outcome::Executed));
         record.apply(&finished(2, Outcome::CutOff));
         let bytes = Bytes { declared: 7, opened: 3, sent_by_client: 3, ..Bytes::default() };
+        let bytes =
+            Bytes { prefetched: Prefetched { prefetch_hit: 9, ..Default::default() }, ..bytes };
         let summary = Summary::new(&record, Outcome::Executed, 812, bytes);
         let id = "01".repeat(20);
         let attempt = |number, result| {
             json!({ "job": "b", "id": id, "worker": "w1", "number": number, "result": result,
                     "exit_code": 0, "queued_ms": 1, "setup_ms": 0, "run_ms": 240, "collect_ms": 0,
-                    "fetch_wait_ms": 0, "files_opened": 41 })
+                    "fetch_wait_ms": 0, "files_opened": 41, "prefetch_hit": 4, "prefetch_late": 2,
+                    "prefetch_wasted": 1 })
         };
         assert_eq!(
             serde_json::to_value(&summary).unwrap(),
@@ -203,7 +230,8 @@ mod tests {
                 "jobs": { "total": 3, "executed": 1, "cached": 1, "cut_off": 1, "failed": 0,
                           "timed_out": 0, "skipped": 0, "cancelled": 0, "infra_error": 0, "no_worker": 0 },
                 "bytes": { "declared": 7, "opened": 3, "sent_by_client": 3, "from_peers": 0,
-                           "from_backing_store": 0, "outputs_received": 0 },
+                           "from_backing_store": 0, "outputs_received": 0, "prefetch_hit": 9,
+                           "prefetch_late": 0, "prefetch_wasted": 0 },
                 "attempts": [attempt(1, "infra_error"), attempt(2, "succeeded")] })
         );
     }

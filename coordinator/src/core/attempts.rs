@@ -12,15 +12,17 @@ use super::builds::{number, output_root};
 use super::{Core, Message};
 use crate::event_log::unix_ms;
 use crate::locator::Session as SessionId;
-use crate::state::{JobLink, Recorded};
+use crate::state::{JobLink, Looked, Recorded};
 
 /// An attempt under way.
 pub(super) struct Attempt {
     pub(super) job: JobRef,
     number: u32,
-    session: SessionId,
+    pub(super) session: SessionId,
     worker: String,
     queued_ms: u64,
+    /// What the client may send ahead for it.
+    pub(super) client_bytes: u64,
     /// The worker's report, while the result is being recorded.
     report: Option<wire::AttemptEnded>,
     cancelled: bool,
@@ -89,9 +91,13 @@ impl Core {
             session,
             worker: worker_name,
             queued_ms,
+            client_bytes: 0,
             report: None,
             cancelled: false,
         };
+        if build.has_inputs(job) {
+            self.unforeseen.push((id, *prepared.action.command_key().as_bytes()));
+        }
         self.attempts.insert(id, attempt);
         if let Some(entry) = self.sessions.get_mut(session) {
             entry.running.insert(id);
@@ -224,6 +230,16 @@ impl Core {
         }
         let recorded =
             Recorded { action_key: prepared.key, result, holder: session.store_name.clone() };
+        if build.has_inputs(job) {
+            self.remember(Looked {
+                command: *prepared.action.command_key().as_bytes(),
+                action: prepared.key,
+                input_root: prepared.action.input_root,
+                declared_id: prepared.action.declared_id.map(|id| *id.as_bytes()),
+                complete: false,
+                record: report.access_record.clone(),
+            });
+        }
         let link = self.job_link(job, prepared.key, prepared.action.input_root);
         let state = self.shared.state.clone();
         self.spawn_message(async move {
@@ -288,7 +304,7 @@ impl Core {
         for dep in &report.lost_deps {
             self.dep_lost(attempt.job, *dep as usize);
         }
-        self.count(&attempt.job, &report);
+        self.count(&attempt.job, &report, attempt.client_bytes);
         self.append_attempt_finished(
             attempt.job,
             attempt.number,
@@ -317,13 +333,24 @@ impl Core {
         self.outputs_lost(vec![dep]);
     }
 
-    fn count(&mut self, job: &JobRef, report: &wire::AttemptEnded) {
+    fn count(&mut self, job: &JobRef, report: &wire::AttemptEnded, client_bytes: u64) {
         let Some(build) = self.builds.get_mut(&job.build) else {
             return;
         };
         if let Ok(opened) = distbuild_proto::convert::digests(&report.opened) {
-            build.opened.extend(opened);
+            for digest in opened {
+                if build.opened.insert(digest) {
+                    build.bytes.opened += digest.size_bytes();
+                }
+            }
         }
+        let total = build.bytes.prefetched.get_or_insert_default();
+        let prefetched = report.prefetched.unwrap_or_default();
+        total.hit += prefetched.hit;
+        total.late += prefetched.late;
+        total.wasted += prefetched.wasted;
+        let from_client = report.prefetched_from_client.unwrap_or_default();
+        build.sent_ahead.settle(client_bytes, from_client);
         build.bytes.from_peers += report.bytes_from_peers;
         build.bytes.from_backing_store += report.bytes_from_backing_store;
     }
@@ -349,6 +376,7 @@ impl Core {
             reason: report.reason.clone(),
             timings: Some(wire::Timings { queued_ms, ..timings }),
             files_opened: report.files_opened,
+            prefetched: report.prefetched,
         }));
     }
 
@@ -363,6 +391,7 @@ impl Core {
             ..Default::default()
         };
         let (job, number) = (attempt.job, attempt.number);
+        self.count(&job, &report, attempt.client_bytes);
         self.append_attempt_finished(job, number, worker, &report, attempt.queued_ms);
         self.ended.insert(id, Ended { result: None, reason: report.reason });
     }

@@ -12,6 +12,7 @@ use distbuild_sched as sched;
 use distbuild_sched::{BuildId, JobRef, StoreId};
 
 use super::Core;
+use super::prefetch::Ledger;
 use crate::event_log::{EventLog, unix_ms};
 use crate::metadata::BuildMetadata;
 use crate::pools::Properties;
@@ -84,6 +85,8 @@ pub(super) struct Build {
     pub(super) events: EventLog,
     pub(super) opened: HashSet<Digest>,
     pub(super) bytes: wire::ByteCounts,
+    /// By the client.
+    pub(super) sent_ahead: Ledger,
     started_ms: u64,
     finished_jobs: u64,
     pub(super) stopped: Option<Stopped>,
@@ -132,6 +135,12 @@ impl Build {
     /// The number by which the client knows a job.
     pub(super) fn client_number(&self, job: JobRef) -> u32 {
         self.submitted[job.index as usize]
+    }
+
+    /// Whether a job's commands have anything to look at.
+    pub(super) fn has_inputs(&self, job: JobRef) -> bool {
+        let index = job.index as usize;
+        self.source_roots[index].is_some() || !self.graph.jobs()[index].deps().is_empty()
     }
 
     pub(super) fn job(&self, job: JobRef) -> &JobRecord {
@@ -286,6 +295,7 @@ impl Core {
             events: EventLog::default(),
             opened: HashSet::new(),
             bytes: wire::ByteCounts::default(),
+            sent_ahead: Ledger::default(),
             started_ms: unix_ms(),
             finished_jobs: 0,
             stopped: None,
@@ -372,10 +382,9 @@ impl Core {
 
     /// All jobs have ended and all outputs are delivered: says so and forgets the build.
     pub(super) fn finish_build(&mut self, id: BuildId) {
-        let Some(mut build) = self.builds.remove(&id) else {
+        let Some(build) = self.builds.remove(&id) else {
             return;
         };
-        build.bytes.opened = build.opened.iter().map(Digest::size_bytes).sum();
         let outcome = build.outcome();
         build.events.append(Body::BuildFinished(wire::BuildFinished {
             outcome: outcome.into(),

@@ -32,6 +32,7 @@ impl Core {
         }
         self.ended.clear();
         self.send_lookups();
+        self.send_predictions();
     }
 
     /// The dependencies of a job are done: its action is known and may have been run before.

@@ -64,6 +64,9 @@ impl Core {
             return waiter.answer(place);
         }
         let failed = self.sessions.by_address(&wanted.failed_peers);
+        if wanted.spare_client && !self.locator.is_held(&digest, session, &failed) {
+            return waiter.answer(Place::Lost("only a client has it".to_owned()));
+        }
         let now = self.now_ms();
         let notice = waiter.notice();
         match self.locator.ask(now, session, digest, &failed, waiter) {

@@ -9,6 +9,7 @@ mod builds;
 mod effects;
 mod locate;
 mod lookups;
+mod prefetch;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 pub(crate) use builds::{Accepted, ClientReport, Submission};
 pub(crate) use locate::Waiter;
 pub(crate) use lookups::Claim;
+pub(crate) use prefetch::Foreseen;
 pub(crate) use sessions::{Joined, secret};
 
 use crate::config::Limits;
@@ -73,6 +75,8 @@ pub(crate) enum Message {
     MayLend { request: wire::LendRequest, reply: oneshot::Sender<bool> },
     /// The answer of the database to a batch of look-ups by action.
     LookedUp { answers: Vec<(JobRef, Option<CachedResult>)> },
+    /// What attempts will read, as far as it is known.
+    Foreseen { predictions: Vec<Foreseen> },
     /// A successful attempt is recorded, or could not be.
     Recorded { attempt: AttemptId, error: Option<String> },
     /// What is going on?
@@ -149,6 +153,8 @@ struct Core {
     checks: lookups::Checks,
     /// Jobs to be looked up by action, gathered in one round.
     lookups: Vec<(JobRef, [u8; 32])>,
+    /// Attempts that were assigned in one round, with the keys of their commands.
+    unforeseen: Vec<(AttemptId, [u8; 32])>,
     waiting_selects: Vec<(Instant, Vec<Properties>, oneshot::Sender<Vec<Selected>>)>,
     last_sweep: Instant,
     shutdown: Option<oneshot::Sender<()>>,
@@ -188,6 +194,7 @@ pub(crate) async fn start(
         locator: Locator::new(limits.max_located, grant_ms),
         checks: lookups::Checks::default(),
         lookups: Vec::new(),
+        unforeseen: Vec::new(),
         waiting_selects: Vec::new(),
         last_sweep: Instant::now(),
         shutdown: None,
@@ -290,6 +297,7 @@ impl Core {
                 let _ = reply.send(self.may_lend(&request));
             }
             Message::LookedUp { answers } => self.looked_up(answers),
+            Message::Foreseen { predictions } => self.foreseen(predictions),
             Message::Recorded { attempt, error } => self.recorded(attempt, error),
             Message::Status { reply } => {
                 let _ = reply.send(self.status());

@@ -314,6 +314,11 @@ impl<S: Source> Filler<S> {
         begun
     }
 
+    /// Whether a blob is on its way, not waiting for its call.
+    pub fn is_under_way(&self, digest: &Digest) -> bool {
+        self.shared.state.lock().flights.get(digest).is_some_and(|flight| flight.under_way)
+    }
+
     /// How many blobs wait or are on their way.
     pub fn in_flight(&self) -> usize {
         self.shared.state.lock().flights.len()

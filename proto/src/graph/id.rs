@@ -109,6 +109,12 @@ hash_type!(
     32
 );
 
+hash_type!(
+    /// What is remembered of a command is looked up by, whatever it runs on: BLAKE3, 32 bytes.
+    CommandKey,
+    32
+);
+
 impl JobId {
     /// The id of a job from its record and the computed ids of its dependencies, in their order.
     pub fn of(record: &Record, deps: &[Self]) -> Self {

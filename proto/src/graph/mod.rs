@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use error::{Fault, GraphError, GraphErrors, JobLabel, Position};
-pub use id::{ActionKey, JobId, JobKey, Record};
+pub use id::{ActionKey, CommandKey, JobId, JobKey, Record};
 pub use job::Job;
 pub use needs::{Platform, Resources};
 pub use pattern::{InputPattern, PatternError};

@@ -91,6 +91,30 @@ impl ObservedDirectory {
         Self { digest, listing: None, everything: false, names: BTreeMap::new() }
     }
 
+    /// What was there, as long as there is room, in bytes.
+    fn shortened(&self, room: &mut usize) -> Self {
+        /// Of an entry without its name, encoded, at most.
+        const ENTRY_BYTES: usize = 64;
+        let Self { digest, listing, everything, .. } = *self;
+        let mut shortened = Self { digest, listing, everything, names: BTreeMap::new() };
+        for (name, observed) in &self.names {
+            let Some(left) = room.checked_sub(ENTRY_BYTES + name.as_bytes().len()) else { break };
+            let kept = match observed {
+                Observed::Absent => continue,
+                Observed::Directory(directory) => {
+                    *room = left;
+                    Observed::Directory(directory.shortened(room))
+                }
+                Observed::File { .. } | Observed::Symlink { .. } => {
+                    *room = left;
+                    observed.clone()
+                }
+            };
+            shortened.names.insert(name.clone(), kept);
+        }
+        shortened
+    }
+
     fn visit<'a>(&'a self, at: &RelPath, each: &mut impl FnMut(RelPath, &'a Observed)) {
         for (name, observed) in &self.names {
             let path = at.join(name);
@@ -118,6 +142,14 @@ impl AccessRecord {
     /// (prefetch) but not to conclude (a cache hit).
     pub fn is_complete(&self) -> bool {
         self.complete
+    }
+
+    /// As much of what was there as fits about `max_bytes` when encoded; what was looked for in vain is left
+    /// out. Not complete.
+    #[must_use]
+    pub fn shortened(&self, max_bytes: usize) -> Self {
+        let mut room = max_bytes;
+        Self { root: self.root.shortened(&mut room), complete: false }
     }
 
     /// Every name that was looked up, by its path inside the root, parents before children.

@@ -290,3 +290,20 @@ fn a_record_cut_short_is_not_complete_and_a_disordered_one_is_refused() {
     let bytes = prost::Message::encode_to_vec(&disordered);
     assert!(AccessRecord::decode(&bytes).is_err());
 }
+
+#[test]
+fn a_record_that_is_too_long_keeps_what_was_there_and_is_not_complete() {
+    let digest = DigestFunction::Blake3.digest(b"x");
+    let mut directory = ObservedDirectory::unseen(digest);
+    for number in 0..1000 {
+        let name = Name::new(format!("{number:04}.h").as_bytes()).unwrap();
+        let file = Observed::File { digest, executable: false };
+        directory.names.insert(name, if number % 2 == 0 { file } else { Observed::Absent });
+    }
+    let mut root = ObservedDirectory::unseen(digest);
+    root.names.insert(Name::new(b"src").unwrap(), Observed::Directory(directory));
+    let record = AccessRecord::new(root, true).shortened(4000);
+    assert!(!record.is_complete() && record.encode().len() <= 4000);
+    let files = record.looked_up_files().count();
+    assert!(files > 40 && record.looked_up().len() == files + 1, "{files}");
+}

@@ -10,4 +10,5 @@ mod large_files;
 mod lazy;
 mod lua;
 mod modes;
+mod prefetch;
 mod zstd;

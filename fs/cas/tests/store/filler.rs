@@ -420,6 +420,8 @@ async fn what_comes_to_be_waited_for_leaves_the_queue_of_what_is_fetched_ahead()
     let scene = scene(&data, 0, |_| Answer::Deliver);
     let mut ahead = scene.ask_ahead(&data);
     settle().await;
+    let under_way = data.iter().filter(|data| scene.filler.is_under_way(&digest(data))).count();
+    assert_eq!(under_way, 8, "the others wait");
     let asked = scene.ask(&data[16..]).await;
     assert_eq!(scene.batches(), [8, 1]);
     scene.source.gate.add_permits(100);
