@@ -230,7 +230,7 @@ impl Core {
         }
         let recorded =
             Recorded { action_key: prepared.key, result, holder: session.store_name.clone() };
-        if build.has_inputs(job) {
+        if build.has_inputs(job) && !report.access_record.is_empty() {
             self.remember(Looked {
                 command: *prepared.action.command_key().as_bytes(),
                 action: prepared.key,
