@@ -28,6 +28,7 @@ mod null_build;
 mod other_crates;
 mod peers;
 mod plain_build;
+mod prefetch;
 mod samples;
 mod section;
 mod summary;
@@ -51,8 +52,9 @@ enum Work {
 
 /// Name, limit in seconds, and work; in the order of the targets in `docs/BENCHMARKS.md`. The limits
 /// are 15 minutes together.
-const SECTIONS: [(&str, u64, Work); 9] = [
+const SECTIONS: [(&str, u64, Work); 10] = [
     ("compile", 190, Work::Here(compile::run)),
+    ("prefetch", 120, Work::Here(prefetch::run)),
     ("input-count", 50, Work::Here(input_count::run)),
     ("noop-jobs", 30, Work::Here(noop_jobs::run)),
     ("decisions", 30, there("distbuild-sched", "decisions", &MILLION_JOBS)),
