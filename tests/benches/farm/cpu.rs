@@ -1,7 +1,7 @@
 //! Time on processors: of daemons with everything they started, and of commands that were waited for.
 
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike as _;
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
@@ -31,8 +31,21 @@ fn seconds(ticks: u64) -> f64 {
 
 /// Seconds that commands of this process have used that were waited for.
 pub(crate) fn of_commands() -> f64 {
+    let Commands { user, system } = commands();
+    user + system
+}
+
+/// Seconds, apart.
+pub(crate) struct Commands {
+    pub(crate) user: f64,
+    pub(crate) system: f64,
+}
+
+/// What commands of this process have used that were waited for.
+pub(crate) fn commands() -> Commands {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
-    (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6
+    let seconds = |time: TimeVal| time.num_microseconds() as f64 / 1e6;
+    Commands { user: seconds(usage.user_time()), system: seconds(usage.system_time()) }
 }
 
 struct Stat {

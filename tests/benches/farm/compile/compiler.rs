@@ -26,6 +26,14 @@ pub(crate) struct Compiler {
     objects: tempfile::TempDir,
 }
 
+/// What one compile took, in seconds; those on processors with all that the compiler starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Took {
+    pub(crate) wall: f64,
+    pub(crate) user: f64,
+    pub(crate) system: f64,
+}
+
 impl Compiler {
     /// Starts it in the namespaces of a process.
     pub(crate) fn start(namespaces_of: u32) -> Self {
@@ -36,9 +44,8 @@ impl Compiler {
         Self { child, answers, objects: tempfile::tempdir().unwrap() }
     }
 
-    /// Compiles one file whose sources lie in a directory. Gives seconds: those that passed, and those of
-    /// processors for the compiler and all that it starts.
-    pub(crate) fn run(&mut self, compile: &Compile, sources: &Path) -> (f64, f64) {
+    /// Compiles one file whose sources lie in a directory.
+    pub(crate) fn run(&mut self, compile: &Compile, sources: &Path) -> Took {
         let objects = self.objects.path().to_str().unwrap();
         let argv = compile.argv.iter().map(|word| word.replace("{{OUTPUT_DIR}}", objects));
         let line = json!({ "argv": argv.collect::<Vec<_>>(), "directory": sources });
@@ -46,7 +53,8 @@ impl Compiler {
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
         let answer: Value = serde_json::from_str(&answer).unwrap();
-        (answer["wall"].as_f64().unwrap(), answer["cpu"].as_f64().unwrap())
+        let seconds = |field: &str| answer[field].as_f64().unwrap();
+        Took { wall: seconds("wall"), user: seconds("user"), system: seconds("system") }
     }
 }
 
@@ -80,8 +88,10 @@ pub(crate) fn serve(namespaces_of: &str) {
             command["argv"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
         let mut compiler = Command::new(argv[0]);
         compiler.args(&argv[1..]).current_dir(command["directory"].as_str().unwrap());
-        let before = cpu::of_commands();
+        let before = cpu::commands();
         let wall = seconds(|| assert!(compiler.status().unwrap().success(), "{argv:?}"));
-        println!("{}", json!({ "wall": wall, "cpu": cpu::of_commands() - before }));
+        let after = cpu::commands();
+        let (user, system) = (after.user - before.user, after.system - before.system);
+        println!("{}", json!({ "wall": wall, "user": user, "system": system }));
     }
 }
