@@ -162,6 +162,11 @@ impl Digest {
         Ok(Self { hash: bytes, size_bytes, function })
     }
 
+    /// The digest of a blob with this BLAKE3 hash.
+    pub const fn blake3(hash: [u8; 32], size_bytes: u64) -> Self {
+        Self { hash, size_bytes, function: DigestFunction::Blake3 }
+    }
+
     /// A digest from a hash in lower-case hexadecimal.
     pub fn from_hex(
         function: DigestFunction,

@@ -34,6 +34,7 @@ use crate::evict::{Evictor, Wake};
 use crate::index::{Evicted, Identity, Index, Presence};
 use crate::layout::{Layout, Variant};
 use crate::lock::ProcessLock;
+use crate::partial::PieceHashCache;
 use crate::store_id::StoreId;
 use crate::temporary::{TemporaryFile, TemporaryFolder};
 use crate::tree_check::Trees;
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     /// Taken after `trees` where both are needed.
     pub(crate) index: Mutex<Index>,
     pub(crate) trees: Mutex<Trees>,
+    pub(crate) piece_hashes: Mutex<PieceHashCache>,
     /// Grows with every blob that leaves the store.
     generation: AtomicU64,
     /// Grows with every blob that is put aside: leases do not protect from damage.
@@ -97,6 +99,7 @@ impl DiskStore {
             process_lock,
             index: Mutex::new(Index::new()),
             trees: Mutex::new(Trees::new()),
+            piece_hashes: Mutex::new(PieceHashCache::new()),
             generation: AtomicU64::new(0),
             damage: AtomicU64::new(0),
             wake: Wake::default(),

@@ -4,6 +4,7 @@
 //!   [`Layout`] says where a blob lies, for who only reads; [`Lease`] and [`TreeLease`] keep blobs.
 //! - [`BlobStore`]: what every store can do; [`MemoryStore`] does it without a disk.
 //! - [`Filler`]: fills a near store from a far [`Source`], each blob once, small ones together.
+//! - [`PartialBlob`]: a large blob that arrives in [`pieces`], each verified by itself where it can be.
 //! - [`ingest`]: source trees on the user's machine, pruned to what jobs declare, and lending from them.
 //! - [`materialize()`] and [`tree_from_directory`]: trees out of and into a store.
 
@@ -23,6 +24,8 @@ pub mod lending;
 mod lock;
 mod materialize;
 mod memory;
+mod partial;
+pub mod pieces;
 mod scan;
 pub mod serving;
 mod store_id;
@@ -43,6 +46,7 @@ pub use layout::Layout;
 pub use lease::Lease;
 pub use materialize::{MAX_TREE_DEPTH, MaterializeError, materialize};
 pub use memory::{BlobStore, MemoryStore};
+pub use partial::{PartialBlob, Put, PutError};
 pub use scan::ScanReport;
 pub use store_id::StoreId;
 pub use tree_check::{Completeness, LeaseTreeError, MISSING_LISTED, Missing, TreeLease};

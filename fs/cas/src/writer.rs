@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use distbuild_proto::digest::Hasher;
@@ -240,14 +241,7 @@ impl Draft {
         reserved_bytes: u64,
     ) -> Result<Self, StoreError> {
         let reservation = shared.reserve(reserved_bytes, true)?;
-        let path = shared.temporary.next_path();
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| StoreError::io("make", &path, source))?;
-        let temporary = TemporaryFile::new(path);
+        let (file, temporary) = make_temporary(shared)?;
         Ok(Self { file, temporary, hasher: function.hasher(), reservation })
     }
 
@@ -291,10 +285,26 @@ impl Draft {
     }
 
     fn set_mode(&self, variant: Variant) -> Result<(), StoreError> {
-        self.file
-            .set_permissions(Permissions::from_mode(variant.mode()))
-            .map_err(|source| StoreError::io("set the mode of", self.temporary.path(), source))
+        set_mode(&self.file, self.temporary.path(), variant)
     }
+}
+
+/// A new empty file that nobody else knows of.
+pub(crate) fn make_temporary(shared: &Shared) -> Result<(File, TemporaryFile), StoreError> {
+    let path = shared.temporary.next_path();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| StoreError::io("make", &path, source))?;
+    Ok((file, TemporaryFile::new(path)))
+}
+
+pub(crate) fn set_mode(file: &File, path: &Path, variant: Variant) -> Result<(), StoreError> {
+    file.set_permissions(Permissions::from_mode(variant.mode()))
+        .map_err(|source| StoreError::io("set the mode of", path, source))
 }
 
 /// Makes `to` share the blocks of `from`. A file system that cannot leaves `to` as it was.

@@ -10,7 +10,7 @@ use distbuild_proto::Digest;
 
 use crate::{digest, files_below, open, put, put_directory};
 
-fn flip_a_bit(path: &Path) {
+pub(crate) fn flip_a_bit(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];

@@ -9,6 +9,7 @@ mod evict;
 mod filler;
 mod materialize;
 mod model;
+mod partial;
 mod suite;
 mod tree;
 
