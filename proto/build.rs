@@ -1,7 +1,7 @@
 //! Generates the wire types from `proto/distbuild/v1/*.proto`, with no `protoc` on the machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["tree", "observed", "graph", "blobs", "builds", "workers"]
+    let files = ["tree", "observed", "graph", "blobs", "pieces", "builds", "workers"]
         .map(|name| format!("proto/distbuild/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");

@@ -34,6 +34,7 @@ mod mount_table;
 pub mod namespace;
 mod pool;
 pub mod protocol;
+pub mod ranges;
 pub mod server;
 mod traced;
 pub mod tree;

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::channels::{Coordinator, Peers};
 use crate::inputs::{Inputs, Place};
+use crate::large::{self, LARGE_BYTES, UnderWay};
 use crate::locating::{Found, Locating};
 use crate::outbox::Outbox;
 use crate::reading::{Progress, Reading};
@@ -85,6 +86,8 @@ pub(crate) struct InputSource {
     pub(crate) peers: Peers,
     pub(crate) session: watch::Receiver<Option<Identity>>,
     pub(crate) outbox: Outbox,
+    /// Large blobs on their way.
+    pub(crate) under_way: UnderWay,
     /// Silence after which a read is given up.
     pub(crate) silence: Duration,
     /// Ends every fetch.
@@ -108,6 +111,8 @@ impl Source for InputSource {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Origin {
     Peer(String),
+    /// Peers that a large blob is read from in pieces.
+    Holders(Vec<String>),
     /// The coordinator, which has it.
     Coordinator,
     /// The client of a build, through the coordinator.
@@ -120,12 +125,12 @@ enum Origin {
 
 impl Origin {
     fn is_worker(&self) -> bool {
-        matches!(self, Self::Peer(_) | Self::Relay(_))
+        matches!(self, Self::Peer(_) | Self::Holders(_) | Self::Relay(_))
     }
 
     fn read_place(&self) -> Option<ReadPlace> {
         match self {
-            Self::Peer(_) | Self::Coordinator | Self::Answer => None,
+            Self::Peer(_) | Self::Holders(_) | Self::Coordinator | Self::Answer => None,
             Self::Client(build) => Some(ReadPlace::LenderBuild(build.clone())),
             Self::Relay(tree) => Some(ReadPlace::OutputTree((*tree).into())),
         }
@@ -207,8 +212,8 @@ impl<'a> Batch<'a> {
                 let holders = inputs.holders.get(dep as usize)?;
                 // Different attempts begin with different holders.
                 let first = inputs.attempt as usize % holders.len().max(1);
-                let mut in_turn = holders.iter().cycle().skip(first).take(holders.len());
-                in_turn.find(|peer| self.is_usable(peer)).cloned().map(Origin::Peer)
+                let in_turn = holders.iter().cycle().skip(first).take(holders.len());
+                pick(&want.digest, in_turn.filter(|peer| self.is_usable(peer)))
             }
         }
     }
@@ -320,20 +325,22 @@ impl<'a> Batch<'a> {
         by_origin.into_iter().for_each(|(origin, of)| self.read(origin, of));
     }
 
-    /// The first of these peers that can be asked; the others count as failed.
+    /// Whom of these peers to ask; those that cannot be asked count as failed.
     fn pick_peer(&mut self, at: usize, addresses: Vec<String>) -> Option<Origin> {
-        for address in addresses {
-            if !self.items[at].failed_peers.contains(&address) {
-                if self.is_usable(&address) {
-                    return Some(Origin::Peer(address));
-                }
-                self.items[at].failed_peers.push(address);
-            }
-        }
-        None
+        let failed = &self.items[at].failed_peers;
+        let (usable, others): (Vec<_>, Vec<_>) = addresses
+            .into_iter()
+            .filter(|address| !failed.contains(address))
+            .partition(|address| self.is_usable(address));
+        let picked = pick(&self.items[at].want.digest, usable.iter());
+        self.items[at].failed_peers.extend(others);
+        picked
     }
 
     fn read(&mut self, origin: Origin, of: Vec<usize>) {
+        if let Origin::Holders(holders) = &origin {
+            return of.into_iter().for_each(|at| self.read_large(holders.clone(), at));
+        }
         let client = match &origin {
             Origin::Peer(address) => self.source.peers.blobs(address, Instant::now()),
             _ => Some(self.source.coordinator.blobs()),
@@ -357,6 +364,18 @@ impl<'a> Batch<'a> {
             }
         };
         self.steps.push(progress.map(step).boxed());
+    }
+
+    fn read_large(&mut self, holders: Vec<String>, at: usize) {
+        let want = self.items[at].want.clone();
+        let (source, store) = (self.source, self.store.clone());
+        let read = async move {
+            let flight = source.under_way.flight(&want.digest);
+            let (peers, silence) = (&source.peers, source.silence);
+            let result = large::read(&want, &holders, store, peers, silence, &flight).await;
+            Step::Arrived(Origin::Holders(holders), vec![(at, result)])
+        };
+        self.steps.push(stream::once(read).boxed());
     }
 
     /// Answers for what has arrived, and tells those who wait for it.
@@ -414,8 +433,13 @@ impl<'a> Batch<'a> {
 
     fn failed_at<'w>(&mut self, origin: &Origin, blobs: impl Iterator<Item = (usize, &'w str)>) {
         let blobs: Vec<_> = blobs.collect();
-        if let Origin::Peer(address) = origin {
-            blobs.iter().for_each(|(at, _)| self.items[*at].failed_peers.push(address.clone()));
+        let asked = match origin {
+            Origin::Peer(address) => std::slice::from_ref(address),
+            Origin::Holders(addresses) => addresses,
+            _ => &[],
+        };
+        for (at, _) in &blobs {
+            self.items[*at].failed_peers.extend_from_slice(asked);
         }
         self.failed(blobs);
     }
@@ -448,6 +472,15 @@ impl<'a> Batch<'a> {
         let source = Arc::new(problem);
         self.answers.answer(&digest, Err(FetchError::Source { digest, source }));
     }
+}
+
+/// The first of these peers, or all if there is work for more than one.
+fn pick<'p>(digest: &Digest, mut usable: impl Iterator<Item = &'p String>) -> Option<Origin> {
+    if digest.size_bytes() <= LARGE_BYTES {
+        return usable.next().cloned().map(Origin::Peer);
+    }
+    let holders: Vec<_> = usable.cloned().collect();
+    (!holders.is_empty()).then_some(Origin::Holders(holders))
 }
 
 /// Whether other bytes came than the digest says, and not our disk failed.

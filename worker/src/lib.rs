@@ -11,6 +11,7 @@
 //! | `session`, `outbox`, `agent` | the control stream, what is said over it, what is heard |
 //! | `attempt`, `report`, `output`, `clock`, `job_spec` | one action from assignment to report |
 //! | `inputs`, `wants`, `fetch`, `reading`, `channels` | how contents get here when a command reads them |
+//! | [`large`] | large blobs: pieces from several holders at once, over connections of their own |
 //! | `peers`, `lend`, `serving` | how they leave for other workers and clients |
 //! | `trees` | what is kept for whom |
 //! | `toolchain` | what the worker calls what jobs see of the host, and whether that has changed |
@@ -31,6 +32,7 @@ pub mod helper;
 mod helper_process;
 mod inputs;
 mod job_spec;
+pub mod large;
 mod large_files;
 mod lend;
 mod locating;
@@ -51,4 +53,5 @@ pub mod worker;
 pub use config::{Limits, WorkerConfig};
 pub use error::WorkerError;
 pub use helper::{HELPER_COMMAND, helper_main};
+pub use peers::serve_peers;
 pub use worker::{RunningWorker, Worker};

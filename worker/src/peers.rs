@@ -4,6 +4,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use distbuild_cas::DiskStore;
 use distbuild_cas::serving::{self, ReadStream};
@@ -17,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::WorkerConfig;
 use crate::error::WorkerError;
+use crate::large;
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -44,11 +46,28 @@ pub(crate) async fn serve(
         .await
         .map_err(|source| WorkerError::Listen { address: listen.clone(), source })?;
     let address = reachable(listener.address(), &config.coordinator);
-    let service = PeerBlobs { store, streams: Arc::new(Semaphore::new(config.limits.max_serving)) };
+    serve_peers(listener, store, config.limits.max_serving, config.limits.silence, stop);
+    Ok(address)
+}
+
+/// Serves what a store holds, at most `max_streams` readers at once, until `stop` is cancelled: small blobs
+/// over gRPC, large ones in pieces. A reader that is silent for `silence` is left. Runs on a tokio runtime.
+pub fn serve_peers(
+    listener: Listener,
+    store: DiskStore,
+    max_streams: usize,
+    silence: Duration,
+    stop: CancellationToken,
+) {
+    let streams = Arc::new(Semaphore::new(max_streams));
+    let (connections, pieces) = large::sort(listener, stop.clone());
+    tokio::spawn(large::serve(pieces, store.clone(), streams.clone(), silence));
+    let service = PeerBlobs { store, streams };
     let service = BlobsServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     tokio::spawn(async move {
-        let serving =
-            server().add_service(service).serve_with_incoming_shutdown(listener, stop.cancelled());
+        let serving = server()
+            .add_service(service)
+            .serve_with_incoming_shutdown(connections, stop.cancelled());
         // A graceful end waits for readers; they are cut off with the worker instead.
         let served = tokio::select! {
             served = serving => served,
@@ -58,7 +77,6 @@ pub(crate) async fn serve(
             tracing::error!(%error, "failed to serve peers");
         }
     });
-    Ok(address)
 }
 
 /// Listening on all addresses, a peer is told the one that leads to the coordinator.

@@ -18,6 +18,7 @@ use crate::fetch::InputSource;
 use crate::fs_client::FsClient;
 use crate::helper_process::{self, HelperProcess, StartedHelper};
 use crate::inputs::InputsByView;
+use crate::large::UnderWay;
 use crate::lend::lend;
 use crate::outbox::Outbox;
 use crate::prefetch::Prefetcher;
@@ -91,11 +92,13 @@ impl Worker {
         };
         let (outbox, queued) = Outbox::new();
         let (identity, session) = watch::channel(None);
+        let under_way = UnderWay::default();
         let source = InputSource {
             coordinator: coordinator.clone(),
             peers: Peers::new(&config),
             session: session.clone(),
             outbox: outbox.clone(),
+            under_way: under_way.clone(),
             silence: config.limits.silence,
             stop: stop.helpers.clone(),
         };
