@@ -176,9 +176,10 @@ impl Answers {
         let span = Span { key: BlobKey { digest: file.digest, kind }, ino, offset, len };
         let answers = Arc::clone(self);
         let Some(file) = self.fetcher.cached_file(&span.key) else {
-            return self.fetcher.want(
+            return self.fetcher.want_part(
                 span.key,
                 ino,
+                offset..offset + len as u64,
                 Box::new(move |blob| match blob {
                     Ok(Blob::File(file)) => answers.read_waiting(&file, &span, reply),
                     Ok(Blob::Directory(_)) => reply.error(Errno::EIO),

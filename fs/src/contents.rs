@@ -4,6 +4,7 @@
 //! What it asks for is answered once: the blob is in the store, whole and verified, or why it is not.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use distbuild_proto::Digest;
@@ -29,9 +30,22 @@ pub trait Contents: Send + Sync + 'static {
         blob::open(store, key)
     }
 
+    /// Which reads wait for a blob that arrives in parts, and was asked for with [`want`](Self::want).
+    /// Never blocks. Whoever brings the blob may go by it or not.
+    fn reads(&self, _key: &BlobKey, _reads: Reads) {}
+
     /// Tells that a blob could not be brought or read, so that processes of these views have seen, or
     /// may have seen, an input error. Not called for requests that were given up.
     fn read_failed(&self, digest: Digest, views: Vec<ViewId>, why: &WantError);
+}
+
+/// The reads that wait for parts of a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// One more, of these bytes.
+    Wait(Range<u64>),
+    /// None any more.
+    Done,
 }
 
 /// Takes the answer to a [`Want`].

@@ -5,12 +5,16 @@
 //! thread that may block: with the blob, with the failure, when the deadline passes, or when its
 //! inode is given up. It is asked again only to name further views that wait. Open files and directories are kept in bounded caches; what is in them needs no
 //! asking, since an open file cannot change or vanish.
+//!
+//! A large blob may become readable in parts before it is whole ([`Fetcher::arriving`]). Whoever wants
+//! a part is called when that part can be read, with the file that the blob is written to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,9 +24,10 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use crate::blob;
-use crate::contents::{BlobKey, BlobKind, Contents, Want, WantError};
+use crate::contents::{BlobKey, BlobKind, Contents, Reads, Want, WantError};
 use crate::inode::{Ino, ViewId};
 use crate::pool::Pool;
+use crate::ranges::Ranges;
 use crate::tree::{Context, Tree};
 
 /// Limits of a [`Fetcher`].
@@ -85,10 +90,20 @@ struct Asked {
     /// For whom it was asked: the clocks of these views stand still.
     announced: Vec<ViewId>,
     waiting: Vec<Waiting>,
+    partial: Option<Partial>,
+}
+
+/// A blob of which some can be read already.
+struct Partial {
+    path: PathBuf,
+    file: Arc<File>,
+    readable: Ranges,
 }
 
 struct Waiting {
     ino: Ino,
+    /// The bytes that are needed; none if all are.
+    part: Option<Range<u64>>,
     waiter: Waiter,
 }
 
@@ -137,7 +152,18 @@ impl Fetcher {
 
     /// Gets a blob for a request on `ino` and hands it to `waiter` on a thread that may block.
     pub fn want(&self, key: BlobKey, ino: Ino, waiter: Waiter) {
-        Shared::want(&self.shared, key, Waiting { ino, waiter });
+        Shared::want(&self.shared, key, Waiting { ino, part: None, waiter });
+    }
+
+    /// As [`want`](Self::want), but only these bytes of the file need to be there.
+    pub fn want_part(&self, key: BlobKey, ino: Ino, part: Range<u64>, waiter: Waiter) {
+        Shared::want(&self.shared, key, Waiting { ino, part: Some(part), waiter });
+    }
+
+    /// A blob that was asked for is on its way: it is written to the file at `path`, and these bytes of
+    /// it are verified. Its deadline begins anew.
+    pub fn arriving(&self, key: &BlobKey, path: &Path, readable: Ranges) {
+        self.shared.arriving(key, path, readable);
     }
 
     /// A name was found to be the file `ino`. If its contents are on their way, whoever brings them
@@ -197,6 +223,14 @@ impl Shared {
         let ino = waiting.ino;
         let mut pending = self.pending.lock();
         if let Some(asked) = pending.blobs.get_mut(&key) {
+            if let Some(file) = asked.readable(&waiting) {
+                drop(pending);
+                return self.pool.run(Box::new(move || (waiting.waiter)(Ok(Blob::File(file)))));
+            }
+            // Told with the lock held, so that it is not overtaken by what is told in `arriving`.
+            if let (Some(part), true) = (&waiting.part, asked.partial.is_some()) {
+                self.contents.reads(&key, Reads::Wait(part.clone()));
+            }
             asked.waiting.push(waiting);
             drop(pending);
             return self.announce(key, ino);
@@ -213,6 +247,36 @@ impl Shared {
         drop(pending);
         self.deadline_set.notify_one();
         self.ask(key, ticket, context);
+    }
+
+    fn arriving(&self, key: &BlobKey, path: &Path, readable: Ranges) {
+        let mut pending = self.pending.lock();
+        let Some(asked) = pending.renew(key, Instant::now() + self.config.deadline) else { return };
+        let known = asked.partial.take().filter(|partial| partial.path == path);
+        let begins = known.is_none();
+        let file = match known.map_or_else(|| File::open(path).map(Arc::new), |it| Ok(it.file)) {
+            Ok(file) => file,
+            Err(error) => {
+                // It has its own name by now, or was given up; the answer tells.
+                return tracing::debug!(%error, "a partial blob cannot be opened");
+            }
+        };
+        let partial = asked.partial.insert(Partial { path: path.to_owned(), file, readable });
+        let (file, readable) = (partial.file.clone(), &partial.readable);
+        let can_be_read = |waiting: &mut Waiting| waiting.is_covered_by(readable);
+        let served: Vec<_> = asked.waiting.extract_if(.., can_be_read).collect();
+        let parts = asked.waiting.iter().filter_map(|waiting| waiting.part.clone());
+        if begins {
+            parts.for_each(|part| self.contents.reads(key, Reads::Wait(part)));
+        }
+        if asked.waiting.is_empty() && (begins || !served.is_empty()) {
+            self.contents.reads(key, Reads::Done);
+        }
+        drop(pending);
+        for waiting in served {
+            let blob = Blob::File(file.clone());
+            self.pool.run(Box::new(move || (waiting.waiter)(Ok(blob))));
+        }
     }
 
     fn ask(self: &Arc<Self>, key: BlobKey, ticket: u64, context: Context) {
@@ -281,7 +345,10 @@ impl Shared {
         let Some(waiting) = self.pending.lock().take(key, ticket) else {
             return;
         };
-        if let Err(why) = &result {
+        // Of a blob that came in parts, all that was read may have been there.
+        if let Err(why) = &result
+            && !waiting.is_empty()
+        {
             let inodes: Vec<Ino> = waiting.iter().map(|waiting| waiting.ino).collect();
             self.report(key, &inodes, why);
         }
@@ -316,6 +383,20 @@ impl Shared {
     }
 }
 
+impl Asked {
+    /// The file, if what is waited for can be read from it.
+    fn readable(&self, waiting: &Waiting) -> Option<Arc<File>> {
+        let partial = self.partial.as_ref()?;
+        waiting.is_covered_by(&partial.readable).then(|| partial.file.clone())
+    }
+}
+
+impl Waiting {
+    fn is_covered_by(&self, readable: &Ranges) -> bool {
+        self.part.as_ref().is_some_and(|part| readable.covers(part))
+    }
+}
+
 impl Pending {
     fn add(
         &mut self,
@@ -326,9 +407,19 @@ impl Pending {
     ) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.blobs.insert(key, Asked { ticket, deadline, announced, waiting: vec![waiting] });
+        let asked = Asked { ticket, deadline, announced, waiting: vec![waiting], partial: None };
+        self.blobs.insert(key, asked);
         self.deadlines.insert((deadline, ticket), key);
         ticket
+    }
+
+    /// A pending blob, with a new deadline.
+    fn renew(&mut self, key: &BlobKey, deadline: Instant) -> Option<&mut Asked> {
+        let asked = self.blobs.get_mut(key)?;
+        self.deadlines.remove(&(asked.deadline, asked.ticket));
+        asked.deadline = deadline;
+        self.deadlines.insert((deadline, asked.ticket), *key);
+        Some(asked)
     }
 
     fn is_pending(&self, key: &BlobKey, ticket: u64) -> bool {

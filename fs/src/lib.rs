@@ -35,6 +35,7 @@ pub mod namespace;
 mod pool;
 pub mod protocol;
 pub mod ranges;
+mod requests;
 pub mod server;
 mod traced;
 pub mod tree;

@@ -6,6 +6,8 @@
 //! its limit set to [`FRAME_LIMIT`].
 
 use std::io::{self, Read};
+use std::ops::Range;
+use std::path::PathBuf;
 
 use distbuild_proto::{AccessRecord, Digest, RelPath};
 use serde::de::DeserializeOwned;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec;
 use crate::contents::{BlobKind, WantError};
 use crate::messages::MessageCounts;
+use crate::ranges::Ranges;
 
 /// Longest message in bytes: a record at its limits, with room.
 pub const FRAME_LIMIT: usize = 64 << 20;
@@ -47,6 +50,16 @@ pub enum ToFs {
         request: u64,
         /// In the store, whole and verified; or why not.
         result: Result<(), WantError>,
+    },
+    /// The blob of a `Want` is on its way, and some of it can be read. Comes as often as there is more;
+    /// the time that the blob may take begins anew each time.
+    Arriving {
+        /// The number in the `Want`.
+        request: u64,
+        /// The file that it is written to.
+        path: PathBuf,
+        /// What of the file is verified.
+        readable: Ranges,
     },
     /// Answered by `FromFs::Stats`.
     Stats,
@@ -88,6 +101,14 @@ pub enum FromFs {
         /// The first up to two components of the directory that it was found in, in one of the views.
         #[serde(with = "codec::path")]
         hint: RelPath,
+    },
+    /// Which reads wait for a blob of which there was an `Arriving`: of these bytes one more; or, without
+    /// bytes, none any more.
+    Reads {
+        /// The number in the `Want`.
+        request: u64,
+        /// The bytes.
+        bytes: Option<Range<u64>>,
     },
     /// A dropped view's record; `None` if there was no such view.
     Record {
@@ -215,6 +236,7 @@ mod tests {
             },
             FromFs::Record { view: 3, record: Some(Recorded(record)) },
             FromFs::ReadFailed { digest, views: vec![], reason: WantError::Deadline(5) },
+            FromFs::Reads { request: 8, bytes: Some(4096..8192) },
             FromFs::Stats(Stats::default()),
         ];
         let stream: Vec<u8> = sent.iter().flat_map(|message| encode(message).unwrap()).collect();

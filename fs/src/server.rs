@@ -5,7 +5,6 @@
 //! to drop its entries of views that are gone, since that waits for requests under way and may
 //! neither stop a loop nor the reading of the answers that end the waiting.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -13,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use distbuild_proto::{AccessRecord, Digest, ObservedDirectory};
 use fuser::{INodeNo, Notifier};
@@ -24,12 +23,13 @@ use crate::adapter::Adapter;
 use crate::answers::Owner;
 use crate::backing::Backings;
 use crate::connection::{Begun, Connection};
-use crate::contents::{Contents, Done, Want, WantError};
+use crate::contents::{BlobKey, Contents, Done, Reads, Want, WantError};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::inode::{Ino, ViewId};
 use crate::messages::{Message, MessageCounts};
 use crate::mount::MountedFuse;
 use crate::protocol::{self, FromFs, ProtocolError, Recorded, Stats, ToFs};
+use crate::requests::Requests;
 use crate::traced::RecordLimits;
 use crate::tree::Tree;
 use crate::view::Views;
@@ -259,6 +259,12 @@ impl ControlLoop {
             ToFs::FailView { view } => self.fail_view(view),
             ToFs::DropView { view } => self.drop_view(view),
             ToFs::WantDone { request, result } => self.agent.answered(request, result),
+            ToFs::Arriving { request, path, readable } => {
+                let key = self.agent.requests.lock().arrived(request);
+                if let Some(key) = key {
+                    self.serving.fetcher.arriving(&key, &path, readable);
+                }
+            }
             ToFs::Stats => self.agent.send(&FromFs::Stats(Stats {
                 messages: self.serving.usual.counts(),
                 passthrough_messages: self.passthrough_counts(),
@@ -316,31 +322,8 @@ impl ControlLoop {
 /// The agent, as the file system sees it: it brings contents and hears of failures.
 struct Agent {
     outgoing: Mutex<Option<SyncSender<Vec<u8>>>>,
-    wants: Mutex<Wants>,
+    requests: Mutex<Requests>,
     deadline: Duration,
-}
-
-/// What was asked for, in the order of asking.
-#[derive(Default)]
-struct Wants {
-    asked: BTreeMap<u64, (Instant, Done)>,
-    next_request: u64,
-}
-
-impl Wants {
-    fn add(&mut self, done: Done, deadline: Duration) -> u64 {
-        let now = Instant::now();
-        // Whoever waited for these has been told by now that nothing came.
-        while let Some(oldest) = self.asked.first_entry()
-            && now.duration_since(oldest.get().0) > deadline
-        {
-            drop(oldest.remove());
-        }
-        let request = self.next_request;
-        self.next_request += 1;
-        self.asked.insert(request, (now, done));
-        request
-    }
 }
 
 impl Agent {
@@ -356,7 +339,7 @@ impl Agent {
                 }
             }
         })?;
-        Ok(Self { outgoing: Mutex::new(Some(outgoing)), wants: Mutex::default(), deadline })
+        Ok(Self { outgoing: Mutex::new(Some(outgoing)), requests: Mutex::default(), deadline })
     }
 
     fn queue(&self) -> Option<SyncSender<Vec<u8>>> {
@@ -397,8 +380,8 @@ impl Agent {
     }
 
     fn answered(&self, request: u64, result: Result<(), WantError>) {
-        let asked = self.wants.lock().asked.remove(&request);
-        if let Some((_, done)) = asked {
+        let done = self.requests.lock().take(request);
+        if let Some(done) = done {
             done(result);
         }
     }
@@ -406,10 +389,8 @@ impl Agent {
     /// Nothing will be answered any more.
     fn end(&self) {
         self.outgoing.lock().take();
-        let wants = std::mem::take(&mut *self.wants.lock());
-        for (_, done) in wants.asked.into_values() {
-            done(Err(WantError::Gone));
-        }
+        let requests = std::mem::take(&mut *self.requests.lock());
+        requests.fail_all();
     }
 }
 
@@ -418,7 +399,7 @@ impl Contents for Agent {
         let Some(queue) = self.queue() else {
             return done(Err(WantError::Gone));
         };
-        let request = self.wants.lock().add(done, self.deadline);
+        let request = self.requests.lock().add(want.key, done, self.deadline);
         let message = FromFs::Want {
             request,
             digest: want.key.digest,
@@ -430,6 +411,21 @@ impl Contents for Agent {
         let sent = protocol::encode(&message).is_ok_and(|frame| queue.try_send(frame).is_ok());
         if !sent {
             self.answered(request, Err(WantError::Busy(OUTGOING_LIMIT)));
+        }
+    }
+
+    fn reads(&self, key: &BlobKey, reads: Reads) {
+        let requests = self.requests.lock().concerned(key, &reads);
+        let Some(queue) = self.queue() else { return };
+        for request in requests {
+            let bytes = match &reads {
+                Reads::Wait(bytes) => Some(bytes.clone()),
+                Reads::Done => None,
+            };
+            // Never waits, and the blob comes even if this is not heard.
+            if let Ok(frame) = protocol::encode(&FromFs::Reads { request, bytes }) {
+                let _full = queue.try_send(frame);
+            }
         }
     }
 

@@ -2,13 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 use std::fs;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use distbuild_fs::contents::{BlobKey, BlobKind, Contents, Done, Want, WantError};
+use distbuild_fs::contents::{BlobKey, BlobKind, Contents, Done, Reads, Want, WantError};
 use distbuild_fs::fetch::{Blob, FetchConfig, Fetcher};
+use distbuild_fs::ranges::Ranges;
 use distbuild_fs::tree::{Found, Step};
 use distbuild_fs::{Ino, RecordLimits, Tree, ViewId, Views};
 use distbuild_proto::{Digest, DigestFunction, Directory};
@@ -22,11 +25,16 @@ const NEVER: Duration = Duration::from_secs(3600);
 struct Scripted {
     wants: Mutex<Vec<(Want, Done)>>,
     failures: Mutex<Vec<(Digest, WantError)>>,
+    reads: Mutex<Vec<Reads>>,
 }
 
 impl Contents for Scripted {
     fn want(&self, want: Want, done: Done) {
         self.wants.lock().unwrap().push((want, done));
+    }
+
+    fn reads(&self, _: &BlobKey, reads: Reads) {
+        self.reads.lock().unwrap().push(reads);
     }
 
     fn read_failed(&self, digest: Digest, _: Vec<ViewId>, why: &WantError) {
@@ -76,6 +84,20 @@ impl Bench {
     fn want(&self, key: BlobKey, ino: Ino) {
         let sender = self.answers.0.clone();
         self.fetcher.want(key, ino, Box::new(move |blob| sender.send(blob).unwrap()));
+    }
+
+    fn want_part(&self, key: BlobKey, part: Range<u64>) {
+        let sender = self.answers.0.clone();
+        self.fetcher.want_part(key, Ino(1), part, Box::new(move |blob| sender.send(blob).unwrap()));
+    }
+
+    /// Some of a blob has come, into a file outside the store.
+    fn arriving(&self, key: BlobKey, readable: &[(u64, u64)]) {
+        let path = self.store.path().join("partial");
+        fs::write(&path, "partial").unwrap();
+        let mut ranges = Ranges::default();
+        readable.iter().for_each(|(start, end)| ranges.insert(*start..*end));
+        self.fetcher.arriving(&key, &path, ranges);
     }
 
     fn answer(&self) -> Answer {
@@ -235,4 +257,84 @@ fn a_directory_that_is_none_is_damaged() {
     bench.want(key, Ino(1));
     bench.contents.answer(Ok(()));
     assert!(matches!(bench.answer(), Err(WantError::Damaged(_))));
+}
+
+/// What an answer that is a file holds.
+fn text(answer: Answer) -> String {
+    let Ok(Blob::File(file)) = answer else { panic!("no file") };
+    let mut data = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut data, 0).unwrap();
+    String::from_utf8(data).unwrap()
+}
+
+#[test]
+fn a_part_is_given_out_as_soon_as_it_has_come_and_the_rest_waits() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"whole");
+    bench.want_part(key, 0..4);
+    bench.want_part(key, 2..6);
+    bench.want(key, Ino(1));
+    bench.arriving(key, &[(0, 4)]);
+    assert_eq!(text(bench.answer()), "partial");
+    bench.want_part(key, 1..2);
+    assert_eq!(text(bench.answer()), "partial");
+    assert!(bench.answers.1.try_recv().is_err());
+    bench.contents.answer(Ok(()));
+    assert_eq!([text(bench.answer()), text(bench.answer())], ["whole", "whole"]);
+    assert_eq!(bench.fetcher.pending_count(), 0);
+}
+
+#[test]
+fn whoever_brings_a_blob_hears_which_reads_wait_and_when_none_does() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"whole");
+    let reads = || std::mem::take(&mut *bench.contents.reads.lock().unwrap());
+    bench.want_part(key, 0..4);
+    assert_eq!(reads(), []);
+    bench.arriving(key, &[]);
+    assert_eq!(reads(), [Reads::Wait(0..4)]);
+    bench.want_part(key, 8..9);
+    assert_eq!(reads(), [Reads::Wait(8..9)]);
+    bench.arriving(key, &[(0, 4)]);
+    assert_eq!(reads(), []);
+    bench.arriving(key, &[(0, 4), (8, 12)]);
+    assert_eq!(reads(), [Reads::Done]);
+    bench.want_part(key, 9..10);
+    assert_eq!(reads(), []);
+}
+
+#[test]
+fn a_failure_after_all_that_was_wanted_hurts_nobody() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"whole");
+    bench.want_part(key, 0..1);
+    bench.arriving(key, &[(0, 1)]);
+    assert!(bench.answer().is_ok());
+    bench.contents.answer(Err(WantError::Refused("no".into())));
+    let begin = Instant::now();
+    while bench.fetcher.pending_count() > 0 {
+        assert!(begin.elapsed() < PATIENCE, "the answer is not taken");
+        std::thread::yield_now();
+    }
+    bench.want_part(key, 0..1);
+    assert!(bench.contents.failures.lock().unwrap().is_empty());
+    bench.contents.answer(Ok(()));
+    assert_eq!(text(bench.answer()), "whole");
+}
+
+#[test]
+fn what_arrives_from_a_second_try_is_read_from_its_own_file() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"whole");
+    bench.want_part(key, 4..5);
+    bench.arriving(key, &[(0, 4)]);
+    let second = bench.store.path().join("second");
+    fs::write(&second, "second").unwrap();
+    bench.fetcher.arriving(&key, &second, Ranges::default());
+    bench.want_part(key, 0..1);
+    assert!(bench.answers.1.try_recv().is_err());
+    let mut readable = Ranges::default();
+    readable.insert(0..5);
+    bench.fetcher.arriving(&key, &second, readable);
+    assert_eq!([text(bench.answer()), text(bench.answer())], ["second", "second"]);
 }

@@ -180,6 +180,8 @@ impl Default for Limits {
             prefetch_bytes: 256 << 20,
             filler: FillerConfig {
                 call_deadline: Duration::from_secs(60),
+                // More than there is room for at once: which is next, the actions' turns decide.
+                large_calls: 64,
                 ..FillerConfig::default()
             },
         }

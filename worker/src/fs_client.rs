@@ -6,12 +6,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use distbuild_fs::WantError;
 use distbuild_fs::contents::BlobKind;
 use distbuild_fs::protocol::{self, FRAME_LIMIT, FromFs, ProtocolError, Recorded, ToFs};
+use distbuild_fs::ranges::Ranges;
 use distbuild_proto::{AccessRecord, Digest, RelPath};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,6 +21,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+
+use crate::large::Demands;
 
 /// Messages that wait to be written.
 const OUTGOING_MESSAGES: usize = 1024;
@@ -34,6 +38,7 @@ pub(crate) struct FsClient {
     views: Arc<Mutex<HashMap<u64, View>>>,
     last_view: Arc<AtomicU64>,
     no_passthrough: Option<Arc<str>>,
+    demands: Demands,
     lost: CancellationToken,
 }
 
@@ -123,6 +128,7 @@ impl FsClient {
             views: Arc::default(),
             last_view: Arc::default(),
             no_passthrough: no_passthrough.map(Arc::from),
+            demands: Demands::default(),
             lost,
         };
         tokio::spawn(write_all(writer, messages, client.lost.clone()));
@@ -176,6 +182,16 @@ impl FsClient {
     pub(crate) async fn want_done(&self, request: u64, result: Result<(), WantError>) {
         // If the process is gone, nobody waits for the answer.
         let _ = self.send(ToFs::WantDone { request, result }).await;
+    }
+
+    /// Tells what has come of a [`Wanted`] blob so far.
+    pub(crate) async fn arriving(&self, request: u64, path: PathBuf, readable: Ranges) {
+        let _ = self.send(ToFs::Arriving { request, path, readable }).await;
+    }
+
+    /// Which reads wait for parts of a [`Wanted`] blob.
+    pub(crate) fn demands(&self) -> &Demands {
+        &self.demands
     }
 
     /// Returns when the process is gone.
@@ -239,6 +255,7 @@ impl FsClient {
                         }
                     }
                 }
+                FromFs::Reads { request, bytes } => self.demands.tell(request, bytes),
                 FromFs::Record { view, record } => self.dropped(view, record),
                 FromFs::Ready { .. } | FromFs::Stats(_) => {}
             }

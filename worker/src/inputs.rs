@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use distbuild_cas::Lease;
 use distbuild_proto::{Digest, RelPath};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::prefetch::Prefetched;
@@ -41,6 +42,8 @@ pub(crate) struct Inputs {
     pub(crate) holders: Vec<Vec<String>>,
     /// Stands while contents are fetched.
     pub(crate) clock: Clock,
+    /// Cancelled when the attempt's view is gone.
+    pub(crate) ended: CancellationToken,
     /// Bytes that came from other workers.
     pub(crate) from_peers: AtomicU64,
     /// Files that are brought before they are needed.
@@ -55,6 +58,7 @@ impl Inputs {
             attempt,
             holders,
             clock: Clock::default(),
+            ended: CancellationToken::new(),
             from_peers: AtomicU64::new(0),
             prefetched: Prefetched::default(),
             lease: Mutex::new(lease),
@@ -95,7 +99,10 @@ impl InputsByView {
     }
 
     pub(crate) fn remove(&self, view: u64) {
-        self.table.lock().remove(&view);
+        let removed = self.table.lock().remove(&view);
+        if let Some(inputs) = removed {
+            inputs.ended.cancel();
+        }
     }
 
     /// Those of these views that exist.

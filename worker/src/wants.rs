@@ -1,5 +1,10 @@
 //! What the file system needs now: brought into the store, verified, kept while its views live.
+//!
+//! Of a large blob the file system learns part by part what can be read, and says which reads wait: these
+//! parts come first, and while no read waits, the clocks of the actions go on. It is fetched to its end as
+//! long as an action that needed some of it runs; then, if nobody waits, the fetch ends and leaves nothing.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,14 +12,19 @@ use distbuild_cas::{DiskStore, FetchError, Filler, StoreError, Want};
 use distbuild_fs::WantError;
 use distbuild_fs::contents::BlobKind;
 use distbuild_proto::Digest;
+use futures::future::join_all;
 use tokio::sync::mpsc;
 
+use crate::clock::Stopped;
 use crate::fetch::{FetchProblem, Hint, InputSource, Need};
 use crate::fs_client::{FsClient, Wanted};
 use crate::inputs::{Inputs, InputsByView, Place};
+use crate::large::{Arrived, LARGE_BYTES, UnderWay};
 
 /// How often a blob is fetched that turned out damaged or vanished before it could be used.
 const TRIES: usize = 3;
+/// Speed below which a large blob is given up, in bytes a second.
+const SLOWEST_BYTES_PER_SECOND: u64 = 256 << 10;
 
 /// Serves the file system.
 #[derive(Clone)]
@@ -23,7 +33,8 @@ pub(crate) struct Wants {
     pub(crate) filler: Filler<InputSource>,
     pub(crate) fs: FsClient,
     pub(crate) inputs: InputsByView,
-    /// How long one blob may take.
+    pub(crate) under_way: UnderWay,
+    /// How long one blob may take; a large one also by its bytes at [`SLOWEST_BYTES_PER_SECOND`].
     pub(crate) deadline: Duration,
 }
 
@@ -36,8 +47,11 @@ impl Wants {
             tokio::spawn(async move {
                 let request = wanted.request;
                 let bring = async {
-                    let result = wants.bring(wanted).await;
-                    wants.fs.want_done(request, result).await;
+                    // Not answered when nobody asks any more: a later view may wait for it with the
+                    // same request of the file system, and has a want of its own.
+                    if let Some(result) = wants.bring(wanted).await {
+                        wants.fs.want_done(request, result).await;
+                    }
                 };
                 tokio::select! {
                     () = bring => {}
@@ -47,21 +61,59 @@ impl Wants {
         }
     }
 
-    async fn bring(&self, wanted: Wanted) -> Result<(), WantError> {
+    /// None if all who asked have gone meanwhile.
+    async fn bring(&self, wanted: Wanted) -> Option<Result<(), WantError>> {
         let inputs = self.inputs.of(&wanted.views);
         if inputs.is_empty() {
-            return Err(WantError::GivenUp);
+            return Some(Err(WantError::GivenUp));
         }
-        let now = Instant::now();
-        let _stopped: Vec<_> = inputs.iter().map(|inputs| inputs.clock.stop(now)).collect();
+        let stopped = stop_clocks(&inputs);
         for inputs in &inputs {
             inputs.keep(&[wanted.digest]);
             inputs.prefetched.wanted(&wanted.digest);
         }
+        if wanted.digest.size_bytes() > LARGE_BYTES {
+            return self.bring_large(&wanted, &inputs, stopped).await;
+        }
         let bring = self.bring_for_any(&wanted, &inputs);
-        match tokio::time::timeout(self.deadline, bring).await {
-            Ok(result) => result,
-            Err(_) => Err(WantError::Deadline(millis(self.deadline))),
+        Some(within(self.deadline, bring).await)
+    }
+
+    async fn bring_large(
+        &self,
+        wanted: &Wanted,
+        inputs: &[Arc<Inputs>],
+        stopped: Vec<Stopped>,
+    ) -> Option<Result<(), WantError>> {
+        let slowest = Duration::from_secs(wanted.digest.size_bytes() / SLOWEST_BYTES_PER_SECOND);
+        let bring = within(self.deadline + slowest, self.bring_for_any(wanted, inputs));
+        let ended = join_all(inputs.iter().map(|inputs| inputs.ended.cancelled()));
+        let (mut bring, mut ended) = (pin!(bring), pin!(ended));
+        let flight = self.under_way.flight(&wanted.digest);
+        let demand = self.fs.demands().listen(wanted.request);
+        let mut arrived = flight.arrivals().subscribe();
+        // Some may have come for others already.
+        arrived.mark_changed();
+        let mut _stopped = Some(stopped);
+        loop {
+            tokio::select! {
+                result = &mut bring => return Some(result),
+                _ = &mut ended => return None,
+                Ok(()) = arrived.changed() => {
+                    let Arrived { path, readable, .. } = arrived.borrow_and_update().clone();
+                    if let Some(path) = path {
+                        self.fs.arriving(wanted.request, path, readable).await;
+                    }
+                }
+                (reads, waits) = demand.changed() => {
+                    reads.iter().for_each(|bytes| flight.hurry(bytes));
+                    match (waits, &_stopped) {
+                        (true, None) => _stopped = Some(stop_clocks(inputs)),
+                        (true, Some(_)) => {}
+                        (false, _) => _stopped = None,
+                    }
+                }
+            }
         }
     }
 
@@ -116,6 +168,22 @@ impl Wants {
         let prepared =
             tokio::task::spawn_blocking(move || store.prepare(&digest, executable).map(drop));
         prepared.await.unwrap_or(Err(StoreError::Thread))
+    }
+}
+
+/// While contents are waited for.
+fn stop_clocks(inputs: &[Arc<Inputs>]) -> Vec<Stopped> {
+    let now = Instant::now();
+    inputs.iter().map(|inputs| inputs.clock.stop(now)).collect()
+}
+
+async fn within(
+    deadline: Duration,
+    bring: impl Future<Output = Result<(), WantError>>,
+) -> Result<(), WantError> {
+    match tokio::time::timeout(deadline, bring).await {
+        Ok(result) => result,
+        Err(_) => Err(WantError::Deadline(millis(deadline))),
     }
 }
 

@@ -111,6 +111,7 @@ impl Worker {
             filler,
             fs: host.equipment.fs.clone(),
             inputs: host.equipment.inputs.clone(),
+            under_way,
             deadline: config.limits.blob_deadline,
         };
         let store = host.equipment.store.clone();

@@ -18,7 +18,8 @@
 //! part in the limit of its lane while it waits, so it holds up nobody.
 //!
 //! Every call has a deadline, every lane has a limit, and so has the queue. A waiter that goes
-//! away takes nothing from the others; a flight that nobody waits for any more is not begun.
+//! away takes nothing from the others; a flight that nobody waits for any more is not begun, and that of
+//! a large blob ends.
 //! Nothing is tried twice: a source knows better than this module what is worth a second try.
 
 mod call;

@@ -15,6 +15,7 @@
 //! Never: trusts a holder, shows bytes that were not verified, or goes on when nobody waits.
 
 mod connection;
+mod demand;
 mod door;
 mod fetch;
 mod plan;
@@ -28,6 +29,7 @@ mod under_way;
 use std::time::Duration;
 
 pub use connection::PREFACE;
+pub(crate) use demand::Demands;
 pub(crate) use door::sort;
 pub use fetch::{FetchFailure, Fetched, Holder, Wanted, fetch};
 pub(crate) use read::read;

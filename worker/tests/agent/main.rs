@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "tests, which clippy does not see without a harness")]
 
 mod fake;
+mod holder;
 mod jobs;
 mod lifetime;
 mod rig;

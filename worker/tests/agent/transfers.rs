@@ -9,6 +9,7 @@ use distbuild_proto::{Address, Digest, DigestFunction, wire};
 use libtest_mimic::Trial;
 
 use crate::fake::{until, within};
+use crate::holder::Holder;
 use crate::rig::{Job, Rig, dep, text, tree};
 use crate::trial;
 
@@ -22,6 +23,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("instead_of_a_peer_that_is_gone_another_is_asked", another_peer),
         trial("waiting_for_contents_stops_the_clock", waiting_stops_the_clock),
         trial("what_the_worker_holds_is_delivered_on_order", lending),
+        trial("a_large_output_of_one_worker_is_read_by_a_job_of_another", large_output),
+        trial("the_first_part_of_a_large_blob_is_read_while_the_rest_is_withheld", first_part),
     ]
 }
 
@@ -160,5 +163,47 @@ async fn waiting_stops_the_clock() {
     assert_eq!(ended.end(), AttemptEnd::AttemptSucceeded, "{ended:?}");
     let timings = ended.result.unwrap().timings.unwrap();
     assert!(timings.fetch_wait_ms >= 150, "{timings:?}");
+    rig.worker.shutdown().await;
+}
+
+async fn large_output() {
+    let sockets = tempfile::tempdir().unwrap();
+    let listen = Address::Unix(sockets.path().join("w1.sock"));
+    let mut first = Rig::start_with(|config| config.peer_listen = Some(listen)).await;
+    let address = first.link.hello.peer_address.clone();
+    let make = "yes distbuild | head -c 9000001 >/distbuild/out/big; chmod +x /distbuild/out/big";
+    let made = first.run(1, Job::new(make)).await;
+    let root = made.result.unwrap().output_root;
+    let mut second = Rig::start().await;
+    let read = "cd /distbuild/dep/0; tail -c +5000000 big | cksum; cksum <big; test -x big";
+    let mut job = Job::new(read);
+    job.deps = vec![wire::TreeHint { root, peer_addresses: vec![address], local: false }];
+    let ended = second.run(1, job).await;
+    let expected =
+        "yes distbuild | head -c 9000001 >/tmp/b; cd /tmp; tail -c +5000000 b | cksum; cksum <b";
+    let expected = second.run(2, Job::new(expected)).await.result.unwrap();
+    assert_eq!(text(&ended.result.as_ref().unwrap().stdout), text(&expected.stdout), "{ended:?}");
+    assert!(ended.bytes_from_peers >= 9_000_001);
+    second.worker.shutdown().await;
+    first.worker.shutdown().await;
+}
+
+/// The rest never comes, and the fetch ends with the job.
+async fn first_part() {
+    let mut rig = Rig::start().await;
+    let data = b"0123456789abcdef".repeat((12 << 20) / 16);
+    let mut holder = Holder::start(rig.directory.path(), data);
+    let root = rig.fake.store(&tree("big", holder.digest));
+    rig.fake.place(root, Place::Coordinator(true));
+    let peers = wire::Peers { addresses: vec![holder.address.to_string()] };
+    rig.fake.place(holder.digest, Place::Peers(peers));
+    holder.permit(3);
+    let mut job = Job::new("head -c 1000016 /distbuild/dep/0/big | tail -c 16");
+    job.deps = vec![wire::TreeHint { root: Some(root.into()), ..Default::default() }];
+    let ended = rig.run(1, job).await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptSucceeded, "{ended:?}");
+    assert_eq!(text(&ended.result.unwrap().stdout), "0123456789abcdef");
+    assert_eq!(holder.ended().await, 3);
+    assert!(!rig.worker.store().contains(&holder.digest));
     rig.worker.shutdown().await;
 }

@@ -1,6 +1,7 @@
 //! One call of a source: which of its blobs have no answer yet, and whether its lane counts it.
 
 use std::collections::HashSet;
+use std::future::pending;
 use std::sync::Arc;
 
 use distbuild_proto::Digest;
@@ -55,6 +56,18 @@ impl<S: Source> Call<S> {
         }
     }
 
+    /// Ends the flight of a blob, unless somebody has come to wait for it just now.
+    fn leave(&self, digest: &Digest) -> bool {
+        let mut left_it = false;
+        self.change(|left, state| {
+            if state.flights.get(digest).is_some_and(|flight| flight.outcome.is_closed()) {
+                state.flights.remove(digest);
+                left_it = Self::strike(left, state, digest);
+            }
+        });
+        left_it
+    }
+
     /// Takes a blob off the list; answers whether it was there.
     fn strike(left: &mut Left, state: &mut State<S::Hint>, digest: &Digest) -> bool {
         if left.elsewhere.remove(digest) {
@@ -102,7 +115,11 @@ impl<S: Source> OpenCall<S> {
         let after = shared.deadline(&wants);
         let answers = Answers { call: self.0.clone() };
         let fetch = shared.source.fetch(wants, &shared.store, answers);
-        if timeout(after, fetch).await.is_err() {
+        let ended = tokio::select! {
+            fetched = timeout(after, fetch) => fetched.is_ok(),
+            () = self.unwanted() => true,
+        };
+        if !ended {
             for digest in self.unanswered() {
                 // What came before the deadline has come.
                 let outcome = match shared.store.contains(&digest) {
@@ -110,6 +127,24 @@ impl<S: Source> OpenCall<S> {
                     false => Err(FetchError::TimedOut { digest, after }),
                 };
                 self.0.answer(&digest, outcome);
+            }
+        }
+    }
+
+    /// Returns when nobody waits for a large blob any more, which has left the call then.
+    async fn unwanted(&self) {
+        let (Lane::Large, [digest]) = (self.0.lane, &self.unanswered()[..]) else {
+            return pending().await;
+        };
+        loop {
+            let flights = &self.0.shared.state;
+            let outcome = flights.lock().flights.get(digest).map(|flight| flight.outcome.clone());
+            match outcome {
+                Some(outcome) => outcome.closed().await,
+                None => pending().await,
+            }
+            if self.0.leave(digest) {
+                return;
             }
         }
     }

@@ -226,6 +226,27 @@ async fn what_nobody_waits_for_any_more_is_not_fetched() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_large_blob_that_nobody_waits_for_any_more_is_left_half_way() {
+    let large = blobs(2, 101);
+    let scene = scene(&large, 0, |_| Answer::Deliver);
+    let waiting = scene.ask(&large[..1]).await;
+    let joined = scene.ask(&large[..1]).await;
+    waiting.iter().for_each(|waiter| waiter.abort());
+    settle().await;
+    assert_eq!((scene.batches(), scene.filler.in_flight()), (vec![1], 1));
+    joined.iter().for_each(|waiter| waiter.abort());
+    settle().await;
+    assert_eq!(scene.filler.in_flight(), 0);
+    // Its place in the lane is free, and it can be asked for anew.
+    let again = scene.ask(&[large[1].clone(), large[0].clone()]).await;
+    scene.source.gate.add_permits(2);
+    for waiter in again {
+        waiter.await.unwrap().unwrap();
+    }
+    assert_eq!(scene.batches(), [1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_waiter_gets_the_error_and_the_next_one_tries_again() {
     fn answer(digest: Digest) -> Answer {
         let source = Arc::new(StoreError::Missing(digest));
