@@ -166,7 +166,7 @@ impl DiskStore {
         if !same {
             return Err(candidate.failed("move", io::Error::other("it was exchanged meanwhile")));
         }
-        shared.publish(temporary, &digest, variant, wish.pin)?;
+        shared.publish(temporary, None, &digest, variant, wish.pin)?;
         Ok(Some(digest))
     }
 

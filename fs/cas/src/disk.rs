@@ -39,6 +39,7 @@ use crate::store_id::StoreId;
 use crate::temporary::{TemporaryFile, TemporaryFolder};
 use crate::tree_check::Trees;
 use crate::verify::Checked;
+use crate::writer::Unlooked;
 
 /// How often the time stamp of a blob in use is renewed; it orders the blobs after a restart.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
     /// Grows with every blob that is put aside: leases do not protect from damage.
     damage: AtomicU64,
     pub(crate) wake: Wake,
+    pub(crate) unlooked: Unlooked,
 }
 
 impl DiskStore {
@@ -103,6 +105,7 @@ impl DiskStore {
             generation: AtomicU64::new(0),
             damage: AtomicU64::new(0),
             wake: Wake::default(),
+            unlooked: Unlooked::default(),
         });
         let evictor = Arc::new(Evictor::start(&shared)?);
         Ok(Self { shared, _evictor: evictor })
@@ -355,10 +358,12 @@ impl Shared {
     }
 
     /// Gives a finished file with verified contents its name. Keeps what is there if that is good.
-    /// Where it succeeds it pins the blob, if asked to, before anybody could evict it.
+    /// Where it succeeds it pins the blob, if asked to, before anybody could evict it. `opened` is that file,
+    /// where somebody has it open.
     pub(crate) fn publish(
         &self,
         file: TemporaryFile,
+        opened: Option<&File>,
         digest: &Digest,
         variant: Variant,
         pin: bool,
@@ -372,8 +377,12 @@ impl Shared {
             } else {
                 rename_into(file.path(), &path)?;
                 file.renamed();
-                // Not before: the rename itself is a change.
-                let published = match fs::symlink_metadata(&path) {
+                // Not before: the rename itself is a change. Of an open file no path is looked up again.
+                let found = match opened {
+                    Some(opened) => opened.metadata(),
+                    None => fs::symlink_metadata(&path),
+                };
+                let published = match found {
                     Ok(found) => Presence::Verified(Identity::of(&found)),
                     Err(_) => Presence::Present,
                 };
@@ -472,22 +481,32 @@ pub(crate) fn stamp_of(metadata: &fs::Metadata) -> u64 {
 
 /// Opens a regular file for reading; anything else is an error and is not waited for.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
+    let file = open_unlooked(path)?;
+    regular(&file)?;
     Ok(file)
+}
+
+fn open_unlooked(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+fn regular(file: &File) -> io::Result<fs::Metadata> {
+    let metadata = file.metadata()?;
+    match metadata.is_file() {
+        true => Ok(metadata),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
 }
 
 /// The bytes of a file, and one more than `size_bytes` at most: enough to see that it is too long.
 /// With what the file was before the first byte was read.
 fn read_file(path: &Path, size_bytes: u64) -> io::Result<(Vec<u8>, Identity)> {
+    let file = open_unlooked(path)?;
+    let metadata = regular(&file)?;
     let mut data = Vec::with_capacity(size_bytes as usize + 1);
-    let file = open_regular(path)?;
-    let identity = Identity::of(&file.metadata()?);
-    file.take(size_bytes + 1).read_to_end(&mut data)?;
-    Ok((data, identity))
+    (&file).take(size_bytes + 1).read_to_end(&mut data)?;
+    Ok((data, Identity::of(&metadata)))
 }
 
 /// Renames to a name whose folder may not be there yet.

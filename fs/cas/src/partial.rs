@@ -218,7 +218,7 @@ impl PartialBlob {
             }
         }
         set_mode(&self.file, &self.path, self.variant)?;
-        self.shared.publish(temporary, &self.digest, self.variant, false)?;
+        self.shared.publish(temporary, Some(&self.file), &self.digest, self.variant, false)?;
         if let Some(proof) = &self.proof {
             self.shared.piece_hashes.lock().put(self.digest, proof.clone());
         }

@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 
+use distbuild_proto::transport::BULK_MESSAGE_BYTES;
 use distbuild_proto::wire::{self, BlobChunk};
 use distbuild_proto::{Digest, convert};
 use futures_core::Stream;
@@ -86,12 +87,12 @@ pub fn send_stored(
 ) -> Result<(), Gone> {
     let mut batcher = ChunkBatcher::default();
     for (index, digest) in blobs {
-        // Not evicted between the look and the last byte.
-        let _lease = store.lease(&[digest]);
-        let sent = match store.open_bytes(&digest) {
-            Ok(file) => send_blob(index, file, digest.size_bytes(), &mut batcher, &mut send)
-                .map_err(StoreError::from),
-            Err(error) => Err(error),
+        let sent = match digest.size_bytes() <= BULK_MESSAGE_BYTES as u64 {
+            true => store.read(&digest).map(|data| {
+                let chunk = BlobChunk { index, data, last: true, ..BlobChunk::default() };
+                batcher.push(chunk).is_none_or(&mut send)
+            }),
+            false => send_large(store, index, &digest, &mut batcher, &mut send),
         };
         let failed = match sent {
             Ok(true) => None,
@@ -111,4 +112,17 @@ pub fn send_stored(
     }
     let rest = batcher.finish();
     if rest.is_none_or(send) { Ok(()) } else { Err(Gone) }
+}
+
+fn send_large(
+    store: &DiskStore,
+    index: u32,
+    digest: &Digest,
+    batcher: &mut ChunkBatcher,
+    send: impl FnMut(Vec<BlobChunk>) -> bool,
+) -> Result<bool, StoreError> {
+    // Not evicted between the look and the last byte.
+    let _lease = store.lease(&[*digest]);
+    let file = store.open_bytes(digest)?;
+    Ok(send_blob(index, file, digest.size_bytes(), batcher, send)?)
 }

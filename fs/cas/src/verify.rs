@@ -81,8 +81,9 @@ impl Shared {
 
     /// Whether the file is there and still the one whose bytes were hashed.
     pub(crate) fn is_untouched(&self, known: Presence, digest: &Digest, variant: Variant) -> bool {
+        let Presence::Verified(identity) = known else { return false };
         fs::symlink_metadata(self.layout.variant_path(digest, variant))
-            .is_ok_and(|found| known == Presence::Verified(Identity::of(&found)))
+            .is_ok_and(|found| identity == Identity::of(&found))
     }
 
     /// Puts the file aside that `opened` is, unless the name belongs to a newer one by now.

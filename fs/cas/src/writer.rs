@@ -3,11 +3,12 @@
 //! Room is set aside before the first byte. Any number of writers may write one blob at once; the
 //! first to finish gives it its name, the others find it there and are done.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use distbuild_proto::digest::Hasher;
 use distbuild_proto::{Digest, DigestFunction};
@@ -28,6 +29,26 @@ nix::ioctl_write_int_bad!(
 
 /// How often room is made for one blob that others take before it does.
 const EVICTIONS_FOR_ONE_BLOB: usize = 64;
+
+/// How much is written at most before the disk is asked again how much is free. Others write there too, and a
+/// disk that is full after all says so itself.
+const UNLOOKED_BYTES: u64 = 16 << 20;
+
+/// What may be written before the disk is asked again how much is free.
+#[derive(Debug, Default)]
+pub(crate) struct Unlooked(AtomicU64);
+
+impl Unlooked {
+    /// Whether so many bytes may be written without a look.
+    fn spend(&self, bytes: u64) -> bool {
+        let spend = |left: u64| left.checked_sub(bytes);
+        self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
+    }
+
+    fn grant(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+}
 
 /// Writes one blob into a store. Dropped without [`commit`](Self::commit), it leaves nothing.
 #[derive(Debug)]
@@ -89,7 +110,8 @@ impl DiskStore {
             return Err(StoreError::Mismatch { expected: *digest, actual });
         }
         let variant = Variant::of(executable);
-        let known = self.shared.locate(&mut self.shared.index.lock(), digest, variant, true)?;
+        // What only the disk knows is written anew: its bytes were not compared yet.
+        let known = self.shared.index.lock().presence(digest, variant);
         if (is_empty_blob(digest) && !executable)
             || self.shared.is_untouched(known, digest, variant)
         {
@@ -100,6 +122,7 @@ impl DiskStore {
 }
 
 impl Shared {
+    /// Stores bytes that have this digest.
     pub(crate) fn insert(
         self: &Arc<Self>,
         digest: &Digest,
@@ -107,8 +130,9 @@ impl Shared {
         variant: Variant,
     ) -> Result<(), StoreError> {
         let mut draft = Draft::new(self, digest.function(), allocated_bytes(digest))?;
-        draft.write(data)?;
-        draft.finish(Some(digest), variant, false).map(drop)
+        draft.write_unhashed(data)?;
+        draft.set_mode(variant)?;
+        self.publish(draft.temporary, Some(&draft.file), digest, variant, false)
     }
 
     /// Makes a variant from the other one: by sharing its blocks, once they are verified, where the
@@ -137,7 +161,7 @@ impl Shared {
                 }
             }
             draft.set_mode(variant)?;
-            self.publish(draft.temporary, digest, variant, false)?;
+            self.publish(draft.temporary, Some(&draft.file), digest, variant, false)?;
             return Ok(Checked::Sound);
         }
         for_each_chunk(&source, digest.size_bytes(), |chunk| draft.write(chunk))
@@ -199,9 +223,13 @@ impl Shared {
 
     /// Sees to it that the disk has room for so many bytes and the reserve.
     fn keep_disk_free(&self, bytes: u64) -> Result<(), StoreError> {
+        if self.unlooked.spend(bytes) {
+            return Ok(());
+        }
         let needed = self.config.min_free_bytes.saturating_add(bytes);
         let available = self.disk_available()?;
         if available >= needed {
+            self.unlooked.grant((available - needed).min(UNLOOKED_BYTES));
             return Ok(());
         }
         self.free(Wanted::Bytes(needed - available))?;
@@ -250,6 +278,12 @@ impl Draft {
     }
 
     pub(crate) fn write(&mut self, data: &[u8]) -> Result<(), StoreError> {
+        self.write_unhashed(data)?;
+        self.hasher.update(data);
+        Ok(())
+    }
+
+    fn write_unhashed(&mut self, data: &[u8]) -> Result<(), StoreError> {
         let mut rest = data;
         let mut may_evict = true;
         while !rest.is_empty() {
@@ -263,7 +297,6 @@ impl Draft {
                 Err(error) => return Err(StoreError::io("write", self.temporary.path(), error)),
             }
         }
-        self.hasher.update(data);
         Ok(())
     }
 
@@ -280,7 +313,7 @@ impl Draft {
             return Err(StoreError::Mismatch { expected: *expected, actual });
         }
         let shared = &self.reservation.shared;
-        shared.publish(self.temporary, &actual, variant, pin)?;
+        shared.publish(self.temporary, Some(&self.file), &actual, variant, pin)?;
         Ok(actual)
     }
 
@@ -289,20 +322,25 @@ impl Draft {
     }
 }
 
-/// A new empty file that nobody else knows of.
+/// A new empty file that nobody else knows of, with the mode that most blobs have.
 pub(crate) fn make_temporary(shared: &Shared) -> Result<(File, TemporaryFile), StoreError> {
     let path = shared.temporary.next_path();
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create_new(true)
-        .mode(0o600)
+        .mode(Variant::Plain.mode())
         .open(&path)
         .map_err(|source| StoreError::io("make", &path, source))?;
     Ok((file, TemporaryFile::new(path)))
 }
 
+/// Gives a file its mode. Most have it from the beginning, and to look is cheaper than to set it.
 pub(crate) fn set_mode(file: &File, path: &Path, variant: Variant) -> Result<(), StoreError> {
+    let is_right = |found: Metadata| found.permissions().mode() & 0o7777 == variant.mode();
+    if file.metadata().is_ok_and(is_right) {
+        return Ok(());
+    }
     file.set_permissions(Permissions::from_mode(variant.mode()))
         .map_err(|source| StoreError::io("set the mode of", path, source))
 }
