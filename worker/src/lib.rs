@@ -10,9 +10,10 @@
 //! | [`worker`] with [`config`], [`error`] | the public face: start, drain, shut down |
 //! | `session`, `outbox`, `agent` | the control stream, what is said over it, what is heard |
 //! | `attempt`, `report`, `output`, `clock`, `job_spec` | one action from assignment to report |
-//! | `inputs`, `wants`, `fetch`, `reading`, `channels` | how contents get here when a command reads them |
+//! | `inputs`, `wants`, `fetch`, `locating`, `reading`, `channels` | how contents get here when a command reads them |
 //! | [`large`] | large blobs: pieces from several holders at once, over connections of their own |
-//! | `peers`, `lend`, `serving` | how they leave for other workers and clients |
+//! | `peers`, `lend` | how they leave for other workers and clients |
+//! | [`exchange`] | both of them alone, to be measured |
 //! | `trees` | what is kept for whom |
 //! | `toolchain` | what the worker calls what jobs see of the host, and whether that has changed |
 //! | [`helper`], `helper_process`, `fs_client`, `run_dir` | the helper process and the directories of a run |
@@ -26,6 +27,7 @@ mod channels;
 mod clock;
 pub mod config;
 pub mod error;
+pub mod exchange;
 mod fetch;
 mod fs_client;
 pub mod helper;

@@ -15,7 +15,7 @@ use distbuild_proto::wire::located::Place;
 use distbuild_proto::wire::to_worker;
 use distbuild_proto::wire::workers_server::{Workers, WorkersServer};
 use distbuild_proto::{Address, Digest, DigestFunction, wire};
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -218,8 +218,11 @@ impl Workers for Coordinator {
             let place = table.places.get(&digest).cloned().unwrap_or_else(lost);
             located.push(wire::Located { index, place: Some(place) });
         }
+        let waits = located.iter().any(|located| matches!(located.place, Some(Place::Waits(_))));
         let answer = futures::stream::iter([Ok(wire::LocateResponse { located })]);
-        Ok(Response::new(Box::pin(answer)))
+        // Who is told to wait waits.
+        let rest = futures::stream::pending().take(usize::from(waits));
+        Ok(Response::new(Box::pin(answer.chain(rest))))
     }
 }
 

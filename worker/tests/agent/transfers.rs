@@ -22,6 +22,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("outputs_come_from_the_peer_of_the_assignment", outputs_from_peers),
         trial("instead_of_a_peer_that_is_gone_another_is_asked", another_peer),
         trial("waiting_for_contents_stops_the_clock", waiting_stops_the_clock),
+        trial("a_small_source_comes_with_the_answer_to_where_it_is", contents_in_the_answer),
+        trial("wrong_bytes_in_the_answer_never_reach_a_command", wrong_contents),
+        trial("a_blob_that_another_worker_fetches_holds_up_no_other", waits_hold_up_nobody),
         trial("what_the_worker_holds_is_delivered_on_order", lending),
         trial("a_large_output_of_one_worker_is_read_by_a_job_of_another", large_output),
         trial("the_first_part_of_a_large_blob_is_read_while_the_rest_is_withheld", first_part),
@@ -128,6 +131,52 @@ async fn another_peer() {
     assert_eq!(text(&ended.result.as_ref().unwrap().stdout), "hi\n", "{ended:?}");
     second.worker.shutdown().await;
     first.worker.shutdown().await;
+}
+
+async fn contents_in_the_answer() {
+    let mut rig = Rig::start().await;
+    let (source, file) = rig.source("f", b"along");
+    rig.fake.place(file, Place::Contents("along".into()));
+    rig.link.send(Job { source: Some(source), ..Job::new("cat f") }.assign(1)).await;
+    let (ended, before) = rig.link.end().await;
+    assert_eq!(text(&ended.result.as_ref().unwrap().stdout), "along", "{ended:?}");
+    assert_eq!(held(&before), [file], "others may have it from here");
+    assert_eq!(rig.fake.reads_of(&file), 0);
+    assert_eq!(ended.bytes_from_peers, 0);
+    rig.worker.shutdown().await;
+}
+
+async fn wrong_contents() {
+    let mut rig = Rig::start().await;
+    let (source, file) = rig.source("f", b"right");
+    rig.fake.place(file, Place::Contents("wrong".into()));
+    let ended = rig.run(1, Job { source: Some(source), ..Job::new("cat f") }).await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptInfraError, "{ended:?}");
+    assert!(!rig.worker.store().contains(&file));
+    rig.worker.shutdown().await;
+}
+
+/// The look-up of one blob is answered by "another worker fetches it" and by nothing else.
+async fn waits_hold_up_nobody() {
+    let mut rig = Rig::start_with(|config| {
+        config.limits.filler.small_calls = 1;
+        config.limits.filler.call_deadline = Duration::from_secs(3);
+    })
+    .await;
+    let (stuck, stuck_file) = rig.source("stuck", b"stuck");
+    rig.fake.place(stuck_file, Place::Waits(true));
+    let (free, free_file) = rig.source("free", b"free");
+    rig.link.send(Job { source: Some(stuck), ..Job::new("cat stuck") }.assign(1)).await;
+    let table = rig.fake.coordinator.table.clone();
+    within(until(|| table.lock().located.contains(&stuck_file))).await;
+    // The only call that may be under way waits for others, and is not counted.
+    rig.link.send(Job { source: Some(free), ..Job::new("cat free") }.assign(2)).await;
+    let (ended, _) = rig.link.end().await;
+    assert_eq!((ended.attempt, rig.fake.reads_of(&free_file)), (2, 1), "{ended:?}");
+    let (ended, _) = rig.link.end().await;
+    assert_eq!(ended.attempt, 1);
+    assert_eq!(ended.end(), AttemptEnd::AttemptInfraError, "{ended:?}");
+    rig.worker.shutdown().await;
 }
 
 async fn lending() {
