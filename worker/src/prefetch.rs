@@ -39,7 +39,14 @@ impl std::fmt::Debug for Prefetcher {
 /// The files that are fetched ahead for one attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Prefetched {
-    files: Mutex<HashMap<Digest, File>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: HashMap<Digest, File>,
+    /// Nothing more is begun.
+    ended: bool,
 }
 
 #[derive(Debug)]
@@ -60,14 +67,14 @@ pub(crate) struct Tally {
 impl Prefetched {
     /// Somebody waits for this blob.
     pub(crate) fn wanted(&self, digest: &Digest) {
-        if let Some(file) = self.files.lock().get_mut(digest) {
+        if let Some(file) = self.state.lock().files.get_mut(digest) {
             file.late |= !file.ahead.has_landed();
         }
     }
 
     /// This blob has come from a client.
     pub(crate) fn came_from_client(&self, digest: &Digest) {
-        if let Some(file) = self.files.lock().get_mut(digest) {
+        if let Some(file) = self.state.lock().files.get_mut(digest) {
             file.from_client = true;
         }
     }
@@ -78,7 +85,9 @@ impl Prefetched {
             .map(|record| record.looked_up_files().map(|(_, digest, _)| digest).collect())
             .unwrap_or_default();
         let mut tally = Tally::default();
-        for (digest, file) in self.files.lock().drain() {
+        let mut state = self.state.lock();
+        state.ended = true;
+        for (digest, file) in state.files.drain() {
             // What is on its way arrives, for nobody.
             if file.late || file.ahead.has_landed() || prefetcher.filler.is_under_way(&digest) {
                 tally.count(&digest, &file, looked_up.contains(&digest));
@@ -249,9 +258,12 @@ impl Run {
         let digests: Vec<Digest> = wants.iter().map(|want| want.digest).collect();
         self.inputs.keep(&digests);
         // Locked over the start, so that each is known before it can come.
-        let mut files = self.inputs.prefetched.files.lock();
+        let mut state = self.inputs.prefetched.state.lock();
+        if state.ended {
+            return;
+        }
         for ahead in self.filler.fetch_ahead(wants) {
-            files.insert(ahead.digest(), File { ahead, late: false, from_client: false });
+            state.files.insert(ahead.digest(), File { ahead, late: false, from_client: false });
         }
     }
 }
