@@ -144,8 +144,8 @@ mod tests {
         assert!(archive.result(&[1; 20]).unwrap().is_none());
         state.record(Some(recorded(1)), vec![link(1)], 5).await.unwrap();
         state.record(Some(recorded(2)), vec![link(2)], 6).await.unwrap();
-        state.record_build(build("old", 1), [[1; 20], [3; 20]].concat()).await.unwrap();
-        state.record_build(build("new", 2), vec![]).await.unwrap();
+        state.record_build(build("old", 1), [[1; 20], [3; 20]].concat().into()).await.unwrap();
+        state.record_build(build("new", 2), Default::default()).await.unwrap();
         let found = archive.result(&[1; 20]).unwrap().unwrap();
         assert_eq!((found.name.as_str(), found.result.unwrap().worker.as_str()), ("job 1", "w1"));
         assert_eq!(archive.job_ids(10).unwrap(), [[2; 20], [1; 20]]);

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use distbuild_proto::{Digest, wire};
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -193,9 +194,19 @@ impl State {
         links: Vec<JobLink>,
         now_ms: u64,
     ) -> Result<(), StateError> {
+        self.record_all(recorded.into_iter().collect(), links, now_ms).await
+    }
+
+    /// Records results, and the jobs that they or earlier ones answer: all of them or none.
+    pub(crate) async fn record_all(
+        &self,
+        recorded: Vec<Recorded>,
+        links: Vec<JobLink>,
+        now_ms: u64,
+    ) -> Result<(), StateError> {
         self.call(move |connection| {
-            if let Some(recorded) = recorded {
-                record_result(connection, &recorded, now_ms)?;
+            for recorded in &recorded {
+                record_result(connection, recorded, now_ms)?;
             }
             for link in &links {
                 record_link(connection, link, now_ms)?;
@@ -253,7 +264,7 @@ impl State {
     pub(crate) async fn record_build(
         &self,
         summary: wire::BuildSummary,
-        job_ids: Vec<u8>,
+        job_ids: Bytes,
     ) -> Result<(), StateError> {
         self.call(move |connection| {
             connection
@@ -264,7 +275,7 @@ impl State {
                 .execute(params![
                     summary.build_id,
                     summary.encode_to_vec(),
-                    job_ids,
+                    &job_ids[..],
                     summary.started_ms as i64
                 ])?;
             Ok(())

@@ -66,8 +66,8 @@ impl Record {
         match body {
             Body::BuildStarted(started) => {
                 self.build_id.clone_from(&started.build_id);
-                let hex = |id: &bytes::Bytes| distbuild_proto::digest::to_hex(id);
-                self.ids = started.job_ids.iter().map(hex).collect();
+                let hex = distbuild_proto::digest::to_hex;
+                self.ids = started.job_ids.chunks(20).map(hex).collect();
             }
             Body::AttemptStarted(started) => {
                 self.running.insert((started.job, started.number), started.worker.clone());

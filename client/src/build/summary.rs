@@ -178,7 +178,7 @@ mod tests {
         let file = json!({ "version": 1, "jobs": [job("a"), job("b"), job("c")] });
         let graph = Graph::from_json(file.to_string().as_bytes()).unwrap();
         let mut record = Record::new(Arc::new(Plan::new(graph, &[]).unwrap()));
-        let ids = (0..3).map(|id| bytes::Bytes::from(vec![id; 20])).collect();
+        let ids = (0..3).flat_map(|id| [id; 20]).collect();
         record.apply(&Body::BuildStarted(wire::BuildStarted {
             build_id: "b1".to_owned(),
             lend_secret: bytes::Bytes::new(),

@@ -105,6 +105,15 @@ impl Graph {
         Ok(job)
     }
 
+    /// Gives every selector another number: who makes a graph need not know the driver's.
+    pub fn map_selectors(&mut self, number: impl Fn(SelectorId) -> SelectorId) {
+        self.need_ids.clear();
+        for (id, need) in self.needs.iter_mut().enumerate() {
+            need.selector = number(need.selector);
+            self.need_ids.entry(*need).or_insert(id as u32);
+        }
+    }
+
     /// Number of jobs.
     pub fn len(&self) -> usize {
         self.jobs.len()
@@ -137,6 +146,16 @@ mod tests {
         let error = GraphError::NotBefore { job: 2, dependency: 2 };
         assert_eq!(graph.push(&[0, 2], spec()), Err(error));
         assert_eq!((graph.len(), graph.deps.len()), (2, 1));
+    }
+
+    #[test]
+    fn selectors_can_be_named_when_the_graph_is_made() {
+        let mut graph = Graph::new();
+        graph.push(&[], spec()).unwrap();
+        graph.map_selectors(|SelectorId(number)| SelectorId(number + 7));
+        let renamed = JobSpec { selector: SelectorId(7), ..spec() };
+        graph.push(&[], renamed).unwrap();
+        assert_eq!((graph.needs.len(), graph.needs[0].selector), (1, SelectorId(7)));
     }
 
     #[test]

@@ -148,6 +148,11 @@ impl Scheduler {
         effect
     }
 
+    /// Whether there is something to do.
+    pub fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
     /// When to call `handle` with `Event::Tick` if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Time> {
         let elsewhere = self.elsewhere.first().map(|(until, _)| *until);

@@ -28,6 +28,14 @@ pub(super) struct Attempt {
     cancelled: bool,
 }
 
+/// Successful attempts on their way to the database.
+#[derive(Default)]
+pub(super) struct Records {
+    attempts: Vec<AttemptId>,
+    results: Vec<Recorded>,
+    links: Vec<JobLink>,
+}
+
 /// How an attempt ended, for the effects that name it.
 #[derive(Clone)]
 pub(super) struct Ended {
@@ -241,13 +249,23 @@ impl Core {
             });
         }
         let link = self.job_link(job, prepared.key, prepared.action.input_root);
+        self.records.attempts.push(id);
+        self.records.results.push(recorded);
+        self.records.links.extend(link);
+        true
+    }
+
+    /// Sends the results that one round has gathered to the database.
+    pub(super) fn send_records(&mut self) {
+        let Records { attempts, results, links } = std::mem::take(&mut self.records);
+        if attempts.is_empty() {
+            return;
+        }
         let state = self.shared.state.clone();
         self.spawn_message(async move {
-            let links = link.into_iter().collect();
-            let written = state.record(Some(recorded), links, unix_ms()).await;
-            Message::Recorded { attempt: id, error: written.err().map(|error| error.to_string()) }
+            let written = state.record_all(results, links, unix_ms()).await;
+            Message::Recorded { attempts, error: written.err().map(|error| error.to_string()) }
         });
-        true
     }
 
     /// Ties a job to its action in the cache.
@@ -268,7 +286,7 @@ impl Core {
         })
     }
 
-    pub(super) fn recorded(&mut self, attempt: AttemptId, error: Option<String>) {
+    pub(super) fn recorded(&mut self, attempt: AttemptId, error: Option<&str>) {
         if let Some(error) = error {
             tracing::error!(%error, attempt = attempt.0, "failed to record a result");
             if let Some(report) =
@@ -287,8 +305,10 @@ impl Core {
             return;
         };
         let Some(report) = attempt.report else { return };
-        let store = self.sessions.get_mut(attempt.session).map(|session| {
+        let session = self.sessions.get_mut(attempt.session);
+        let store = session.map(|session| {
             session.running.remove(&id);
+            self.look_at_drained |= session.draining;
             session.store
         });
         let acknowledge = wire::AcknowledgeAttempt { attempt: id.0 };

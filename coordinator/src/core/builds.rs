@@ -1,6 +1,7 @@
 //! Builds: what a client has submitted, what has become of it, and what its client says.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,19 +20,29 @@ use crate::pools::Properties;
 use crate::relay::Lender;
 use crate::state::CachedResult;
 
-/// A validated build, ready to run. All lists go by the position of a job in the graph.
+/// Jobs of an ended build that are forgotten before messages are handled again.
+const JOBS_FORGOTTEN_PER_ROUND: usize = 8192;
+
+/// A validated build, ready to run: whatever takes long with many jobs is done. All lists go by the
+/// position of a job in the graph.
 pub(crate) struct Submission {
     pub(crate) build_id: String,
     pub(crate) secret: Bytes,
     pub(crate) header: wire::BuildHeader,
     pub(crate) function: DigestFunction,
     pub(crate) graph: Arc<Graph>,
+    /// The build as the scheduler sees it; a selector is the position of a pool.
+    pub(crate) plan: Box<sched::Graph>,
     /// Where each job stood in the submission: the number that the client knows.
     pub(crate) submitted: Vec<u32>,
+    /// The other way round.
+    pub(crate) positions: Vec<u32>,
     pub(crate) source_roots: Vec<Option<Digest>>,
     pub(crate) requested: Vec<bool>,
     /// The public id: declared, or computed.
     pub(crate) ids: Vec<JobId>,
+    /// The same, 20 bytes each, in the order of the submission.
+    pub(crate) id_bytes: Bytes,
     /// None for a job that may not be found by its key.
     pub(crate) keys: Vec<Option<JobKey>>,
     /// What the cache has, checked to be whole.
@@ -93,6 +104,13 @@ pub(super) struct Build {
     /// How many jobs ended in each way.
     outcomes: BTreeMap<wire::Outcome, u64>,
     pub(super) last_waiting: Option<String>,
+}
+
+/// A build that has ended, on its way out.
+pub(super) struct Forgotten {
+    id: BuildId,
+    build: Build,
+    next: usize,
 }
 
 /// Why a build was ended before its jobs were done.
@@ -214,7 +232,7 @@ impl Core {
         self.builds.iter().find(named).map(|(id, _)| *id)
     }
 
-    pub(super) fn submit(&mut self, submission: Submission) -> Result<Accepted, String> {
+    pub(super) fn submit(&mut self, mut submission: Submission) -> Result<Accepted, String> {
         if self.shutdown.is_some() {
             return Err("the coordinator is shutting down".to_owned());
         }
@@ -224,42 +242,32 @@ impl Core {
         }
         self.last_build += 1;
         let id = BuildId(self.last_build);
-        let graph = self.scheduler_graph(&submission)?;
+        let selectors: Vec<_> = submission.pools.iter().map(|pool| self.selector(pool)).collect();
+        let mut graph = std::mem::take(&mut submission.plan);
+        graph.map_selectors(|pool| selectors[pool.0 as usize]);
+        let id_bytes = submission.id_bytes.clone();
         let build = self.new_build(id, submission);
         let events = build.events.clone();
         let (public_id, lend_secret) = (build.public_id.clone(), build.secret.clone());
-        let job_ids = {
-            let mut ids = vec![Bytes::new(); build.ids.len()];
-            for (position, id) in build.ids.iter().enumerate() {
-                ids[build.submitted[position] as usize] = Bytes::copy_from_slice(id.as_bytes());
-            }
-            ids
-        };
-        let flat_ids = job_ids.concat();
         let summary = build.summary(wire::Outcome::Unspecified, false);
         events.append(Body::BuildStarted(wire::BuildStarted {
             build_id: public_id,
             lend_secret,
-            job_ids,
+            job_ids: id_bytes.clone(),
         }));
         let user = build.header.user.clone();
         let class = u8::try_from(build.header.priority_class).unwrap_or(u8::MAX);
         let keep_going = build.header.keep_going;
         self.builds.insert(id, build);
-        self.write_build(summary, flat_ids);
+        self.write_build(summary, id_bytes);
         let users = u32::try_from(self.users.len()).unwrap_or(u32::MAX);
         let user = *self.users.entry(user).or_insert(sched::UserId(users));
-        let submitted =
-            sched::Event::Submitted { build: id, user, class, keep_going, graph: Box::new(graph) };
+        let submitted = sched::Event::Submitted { build: id, user, class, keep_going, graph };
         self.scheduler.handle(self.now(), submitted);
         Ok(Accepted { build: id, events })
     }
 
     fn new_build(&mut self, id: BuildId, submission: Submission) -> Build {
-        let mut positions = vec![0; submission.submitted.len()];
-        for (position, submitted) in submission.submitted.iter().enumerate() {
-            positions[*submitted as usize] = number(position);
-        }
         let mut jobs = Vec::with_capacity(submission.cached.len());
         for (index, cached) in submission.cached.into_iter().enumerate() {
             let mut record = JobRecord::default();
@@ -282,7 +290,7 @@ impl Core {
             function: submission.function,
             graph: submission.graph,
             submitted: submission.submitted,
-            positions,
+            positions: submission.positions,
             source_roots: submission.source_roots,
             requested: submission.requested,
             ids: submission.ids,
@@ -302,29 +310,6 @@ impl Core {
             outcomes: BTreeMap::new(),
             last_waiting: None,
         }
-    }
-
-    /// The build as the scheduler sees it.
-    fn scheduler_graph(&mut self, submission: &Submission) -> Result<sched::Graph, String> {
-        let selectors: Vec<_> = submission.pools.iter().map(|pool| self.selector(pool)).collect();
-        let mut graph = sched::Graph::new();
-        for (index, job) in submission.graph.jobs().iter().enumerate() {
-            let asked = job.resources();
-            let resources = sched::Resources::new(asked.milli_cores, asked.memory_bytes);
-            let state = match &submission.cached[index] {
-                Some((_, holders)) => sched::JobState::Cached { holders: holders.clone() },
-                None => sched::JobState::Unknown,
-            };
-            let spec = sched::JobSpec {
-                resources,
-                selector: selectors[submission.pool_of[index] as usize],
-                requested: submission.requested[index],
-                state,
-            };
-            let deps: Vec<u32> = job.deps().iter().map(|dep| number(dep.get())).collect();
-            graph.push(&deps, spec).map_err(|error| error.to_string())?;
-        }
-        Ok(graph)
     }
 
     fn selector(&mut self, pool: &Properties) -> sched::SelectorId {
@@ -391,17 +376,36 @@ impl Core {
             bytes: Some(build.bytes),
         }));
         build.events.close();
-        self.write_build(build.summary(outcome, true), Vec::new());
+        self.write_build(build.summary(outcome, true), Bytes::new());
         self.shared.relay.forget(&Lender::Build(build.public_id.clone()));
         self.release(&build.public_id);
-        let mut roots: HashMap<Digest, Vec<JobRef>> = HashMap::new();
-        for (index, job) in build.jobs.iter().enumerate() {
-            if let Some(root) = job.output_root {
-                let index = number(index);
-                roots.entry(root).or_default().push(JobRef { build: id, index });
+        self.forgotten.push_back(Forgotten { id, build, next: 0 });
+    }
+
+    /// Forgets which output trees ended builds relied on, up to a bound; true if there are more.
+    pub(super) fn forget_some(&mut self) -> bool {
+        let Some(Forgotten { id, build, next }) = self.forgotten.front_mut() else {
+            return false;
+        };
+        let first = *next;
+        *next = build.jobs.len().min(first + JOBS_FORGOTTEN_PER_ROUND);
+        for index in first..*next {
+            if let Some(root) = build.jobs[index].output_root
+                && let Entry::Occupied(mut tree) = self.trees.entry(root)
+            {
+                tree.get_mut().jobs.remove(&JobRef { build: *id, index: number(index) });
+                if tree.get().jobs.is_empty() {
+                    tree.remove();
+                }
             }
         }
-        self.forget_trees(&roots);
+        if *next == build.jobs.len() {
+            // A graph of a million jobs takes a while to be given back, too.
+            let forgotten = self.forgotten.pop_front();
+            tokio::task::spawn_blocking(move || drop(forgotten));
+            self.look_at_drained = true;
+        }
+        !self.forgotten.is_empty()
     }
 
     /// Workers may unpin what they kept for a build.
@@ -412,7 +416,7 @@ impl Core {
         }
     }
 
-    fn write_build(&self, summary: wire::BuildSummary, job_ids: Vec<u8>) {
+    fn write_build(&self, summary: wire::BuildSummary, job_ids: Bytes) {
         let state = self.shared.state.clone();
         tokio::spawn(async move {
             if let Err(error) = state.record_build(summary, job_ids).await {
@@ -440,8 +444,9 @@ impl Core {
         let ids: Vec<BuildId> = self.builds.keys().copied().collect();
         for id in ids {
             let Some(build) = self.builds.get_mut(&id) else { continue };
-            let first = build.jobs.iter().position(|job| job.prepared.is_some()).map(number);
-            let Some(index) = first.filter(|_| !running.contains(&id)) else {
+            let prepared = |job: &JobRecord| job.prepared.is_some();
+            let first = || build.jobs.iter().position(prepared).map(number);
+            let Some(index) = (!running.contains(&id)).then(first).flatten() else {
                 build.last_waiting = None;
                 continue;
             };

@@ -1,5 +1,6 @@
 //! The scheduler's effects, performed: look-ups, assignments, and what clients are told.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use distbuild_proto::action::input_root;
@@ -8,16 +9,17 @@ use distbuild_proto::{Digest, TreeError, wire};
 use distbuild_sched as sched;
 use distbuild_sched::{Effect, How, JobRef, Outcome, StoreId};
 
-use super::Core;
 use super::builds::{Build, Prepared, Stopped, number, output_root};
 use super::lookups::{CheckReply, Claim};
+use super::{Core, EFFECTS_PER_ROUND};
 use crate::event_log::unix_ms;
 use crate::state::CachedResult;
 
 impl Core {
-    /// Performs effects until there are none left.
-    pub(super) fn pump(&mut self) {
-        while let Some(effect) = self.scheduler.poll_effect() {
+    /// Performs effects, up to a bound; true if it was reached.
+    pub(super) fn pump(&mut self) -> bool {
+        for _ in 0..EFFECTS_PER_ROUND {
+            let Some(effect) = self.next_effect() else { break };
             match effect {
                 Effect::LookUp { job } => self.look_up(job),
                 Effect::Assign { attempt, number, job, worker, resources } => {
@@ -30,9 +32,36 @@ impl Core {
                 Effect::BuildEnded { build } => self.finish_build(build),
             }
         }
-        self.ended.clear();
         self.send_lookups();
         self.send_predictions();
+        self.send_records();
+        self.scheduler.has_effects() || !self.unhurried.is_empty()
+    }
+
+    /// The next effect to be performed. A build may begin with the ends of a million jobs that are
+    /// cached or not needed: what other builds wait for goes before them.
+    fn next_effect(&mut self) -> Option<Effect> {
+        while let Some(effect) = self.scheduler.poll_effect() {
+            let unhurried = match &effect {
+                Effect::JobEnded { outcome: Outcome::Succeeded { how }, .. } => {
+                    matches!(how, How::Cached | How::Unneeded)
+                }
+                // It comes after the ends of its jobs.
+                Effect::BuildEnded { .. } => !self.unhurried.is_empty(),
+                _ => false,
+            };
+            if !unhurried {
+                return Some(effect);
+            }
+            self.unhurried.push_back(effect);
+        }
+        // What is left names no attempt.
+        self.ended.clear();
+        let effect = self.unhurried.pop_front();
+        if self.unhurried.is_empty() {
+            self.unhurried = VecDeque::new();
+        }
+        effect
     }
 
     /// The dependencies of a job are done: its action is known and may have been run before.

@@ -1,7 +1,5 @@
 //! Where a worker finds a blob: with peers, with a client, or in the coordinator.
 
-use std::collections::HashMap;
-
 use distbuild_proto::wire::located::Place;
 use distbuild_proto::{Digest, wire};
 use distbuild_sched::{AttemptId, JobRef};
@@ -202,20 +200,6 @@ impl Core {
         let now = self.now();
         for job in jobs {
             self.scheduler.handle(now, distbuild_sched::Event::OutputsLost { job });
-        }
-    }
-
-    /// Forgets trees that no running build relies on.
-    pub(super) fn forget_trees(&mut self, roots: &HashMap<Digest, Vec<JobRef>>) {
-        for (root, jobs) in roots {
-            if let Some(entry) = self.trees.get_mut(root) {
-                for job in jobs {
-                    entry.jobs.remove(job);
-                }
-                if entry.jobs.is_empty() {
-                    self.trees.remove(root);
-                }
-            }
         }
     }
 }

@@ -11,8 +11,10 @@ mod locate;
 mod lookups;
 mod prefetch;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use distbuild_proto::{Digest, wire};
@@ -38,6 +40,9 @@ use crate::state::{CachedResult, State};
 const WAITING_MESSAGES: usize = 8192;
 /// Messages handled before the scheduler's effects are performed.
 const MESSAGES_PER_ROUND: usize = 256;
+/// Effects performed before messages are handled again: one build of a million jobs does not keep the
+/// others waiting.
+const EFFECTS_PER_ROUND: usize = 4096;
 
 /// What the core is told.
 pub(crate) enum Message {
@@ -77,8 +82,8 @@ pub(crate) enum Message {
     LookedUp { answers: Vec<(JobRef, Option<CachedResult>)> },
     /// What attempts will read, as far as it is known.
     Foreseen { predictions: Vec<Foreseen> },
-    /// A successful attempt is recorded, or could not be.
-    Recorded { attempt: AttemptId, error: Option<String> },
+    /// Successful attempts are recorded, or could not be.
+    Recorded { attempts: Vec<AttemptId>, error: Option<String> },
     /// What is going on?
     Status { reply: oneshot::Sender<wire::StatusResponse> },
     /// Who is connected?
@@ -155,6 +160,14 @@ struct Core {
     lookups: Vec<(JobRef, [u8; 32])>,
     /// Attempts that were assigned in one round, with the keys of their commands.
     unforeseen: Vec<(AttemptId, [u8; 32])>,
+    /// Successful attempts to be recorded, gathered in one round.
+    records: attempts::Records,
+    /// Effects that nothing waits for: others are performed before them.
+    unhurried: VecDeque<sched::Effect>,
+    /// Builds that have ended and are being forgotten.
+    forgotten: VecDeque<builds::Forgotten>,
+    /// Some draining worker may have become idle, or needed by nobody.
+    look_at_drained: bool,
     waiting_selects: Vec<(Instant, Vec<Properties>, oneshot::Sender<Vec<Selected>>)>,
     last_sweep: Instant,
     shutdown: Option<oneshot::Sender<()>>,
@@ -176,52 +189,63 @@ pub(crate) async fn start(
         pools.see(properties.collect());
     }
     let (messages, receiver) = mpsc::channel(WAITING_MESSAGES);
-    let limits = &shared.limits;
-    let grant_ms = u64::try_from(limits.grant.as_millis()).unwrap_or(u64::MAX);
-    let core = Core {
-        handle: messages.downgrade(),
-        started: Instant::now(),
-        scheduler: Scheduler::new(limits.scheduler.clone()),
-        pools,
-        selectors: BTreeMap::new(),
-        users: BTreeMap::new(),
-        builds: BTreeMap::new(),
-        last_build: 0,
-        sessions: sessions::Sessions::default(),
-        attempts: BTreeMap::new(),
-        ended: BTreeMap::new(),
-        trees: HashMap::new(),
-        locator: Locator::new(limits.max_located, grant_ms),
-        checks: lookups::Checks::default(),
-        lookups: Vec::new(),
-        unforeseen: Vec::new(),
-        waiting_selects: Vec::new(),
-        last_sweep: Instant::now(),
-        shutdown: None,
-        shared,
-    };
+    let core = Core::new(shared, pools, messages.downgrade());
     let task = tokio::spawn(core.run(receiver));
     Ok((Handle { messages }, task))
 }
 
 impl Core {
+    fn new(shared: Shared, pools: Pools, handle: mpsc::WeakSender<Message>) -> Self {
+        let limits = &shared.limits;
+        let grant_ms = u64::try_from(limits.grant.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            handle,
+            started: Instant::now(),
+            scheduler: Scheduler::new(limits.scheduler.clone()),
+            pools,
+            selectors: BTreeMap::new(),
+            users: BTreeMap::new(),
+            builds: BTreeMap::new(),
+            last_build: 0,
+            sessions: sessions::Sessions::default(),
+            attempts: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            trees: HashMap::new(),
+            locator: Locator::new(limits.max_located, grant_ms),
+            checks: lookups::Checks::default(),
+            lookups: Vec::new(),
+            unforeseen: Vec::new(),
+            records: attempts::Records::default(),
+            unhurried: VecDeque::new(),
+            forgotten: VecDeque::new(),
+            look_at_drained: false,
+            waiting_selects: Vec::new(),
+            last_sweep: Instant::now(),
+            shutdown: None,
+            shared,
+        }
+    }
+
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        let mut busy = false;
         loop {
-            let deadline = self.next_deadline();
-            tokio::select! {
-                message = messages.recv() => {
-                    let Some(message) = message else { return };
-                    self.handle_message(message);
-                    for _ in 1..MESSAGES_PER_ROUND {
-                        let Ok(message) = messages.try_recv() else { break };
+            if busy {
+                tokio::task::yield_now().await;
+            } else {
+                let deadline = self.next_deadline();
+                tokio::select! {
+                    message = messages.recv() => {
+                        let Some(message) = message else { return };
                         self.handle_message(message);
                     }
+                    () = tokio::time::sleep_until(deadline) => {}
                 }
-                () = tokio::time::sleep_until(deadline) => {}
             }
-            self.sweep();
-            self.pump();
-            self.dismiss_drained();
+            for _ in 1..MESSAGES_PER_ROUND {
+                let Ok(message) = messages.try_recv() else { break };
+                self.handle_message(message);
+            }
+            busy = self.round();
             if self.builds.is_empty()
                 && let Some(reply) = self.shutdown.take()
             {
@@ -229,6 +253,17 @@ impl Core {
                 return;
             }
         }
+    }
+
+    /// What follows from the messages that were handled, up to a bound. True: there is more to do.
+    fn round(&mut self) -> bool {
+        self.sweep();
+        let effects_left = self.pump();
+        let forgetting = self.forget_some();
+        if std::mem::take(&mut self.look_at_drained) {
+            self.dismiss_drained();
+        }
+        effects_left || forgetting
     }
 
     fn now(&self) -> sched::Time {
@@ -265,6 +300,7 @@ impl Core {
             self.expire_checks();
             self.expire_selects();
             self.report_waiting();
+            self.look_at_drained = true;
         }
     }
 
@@ -298,7 +334,11 @@ impl Core {
             }
             Message::LookedUp { answers } => self.looked_up(answers),
             Message::Foreseen { predictions } => self.foreseen(predictions),
-            Message::Recorded { attempt, error } => self.recorded(attempt, error),
+            Message::Recorded { attempts, error } => {
+                for attempt in attempts {
+                    self.recorded(attempt, error.as_deref());
+                }
+            }
             Message::Status { reply } => {
                 let _ = reply.send(self.status());
             }

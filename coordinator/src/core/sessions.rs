@@ -48,7 +48,7 @@ pub(super) struct Session {
     backlog: VecDeque<wire::ToWorker>,
     last_heard: Instant,
     pub(super) running: BTreeSet<AttemptId>,
-    draining: bool,
+    pub(super) draining: bool,
     /// A draining worker that was told that it may leave.
     dismissed: bool,
 }
@@ -259,7 +259,9 @@ impl Core {
     /// Lets draining workers go that nobody needs any more: they run nothing, and no running build
     /// relies on outputs that only they hold.
     pub(super) fn dismiss_drained(&mut self) {
-        for id in self.sessions.ids() {
+        let draining = |(id, session): (&SessionId, &Session)| session.draining.then_some(*id);
+        let draining: Vec<SessionId> = self.sessions.by_id.iter().filter_map(draining).collect();
+        for id in draining {
             let Some(session) = self.sessions.get(id) else { continue };
             let idle = session.draining && !session.dismissed && session.running.is_empty();
             if !idle {
@@ -411,6 +413,7 @@ impl Core {
             from_worker::Body::Drain(_) => {
                 entry.draining = true;
                 entry.dismissed = false;
+                self.look_at_drained = true;
                 let worker = entry.worker;
                 self.scheduler.handle(self.now(), sched::Event::WorkerDrained { worker });
             }

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use distbuild_proto::graph::{Graph, JobId, JobKey, RawGraph};
 use distbuild_proto::wire::build_request::Body;
 use distbuild_proto::{Digest, DigestFunction, wire};
+use distbuild_sched as sched;
 use distbuild_sched::StoreId;
 use tonic::{Status, Streaming};
 
@@ -23,6 +24,8 @@ use crate::state::CachedResult;
 const PROTOCOL: u32 = 1;
 /// Keys in one question to the database.
 const KEYS_PER_LOOKUP: usize = 8192;
+/// A job's public id.
+const JOB_ID_BYTES: usize = 20;
 
 /// A submission as it came, its directories checked.
 struct Received {
@@ -72,23 +75,66 @@ pub(crate) async fn prepare(
     } else {
         look_up(core, shared, &build_id, &keyed.keys).await?
     };
-    Ok(Submission {
-        build_id,
-        secret,
-        header,
-        function,
-        submitted: graph.jobs().iter().map(|job| number(job.number())).collect(),
-        graph,
-        source_roots,
-        requested,
-        ids: keyed.ids,
-        keys: keyed.keys,
-        cached,
-        pools,
-        pool_of,
-        metadata,
-        declared,
-    })
+    let Keyed { ids, keys } = keyed;
+    let assemble = move || {
+        let submitted: Vec<u32> = graph.jobs().iter().map(|job| number(job.number())).collect();
+        let mut positions = vec![0; submitted.len()];
+        let mut id_bytes = BytesMut::zeroed(JOB_ID_BYTES * submitted.len());
+        for (position, (&at, id)) in submitted.iter().zip(&ids).enumerate() {
+            positions[at as usize] = number(position);
+            let start = JOB_ID_BYTES * at as usize;
+            id_bytes[start..start + JOB_ID_BYTES].copy_from_slice(id.as_bytes());
+        }
+        Ok(Submission {
+            build_id,
+            secret,
+            header,
+            function,
+            plan: Box::new(plan(&graph, &pool_of, &requested, &cached)?),
+            graph,
+            submitted,
+            positions,
+            source_roots,
+            requested,
+            ids,
+            id_bytes: id_bytes.freeze(),
+            keys,
+            cached,
+            pools,
+            pool_of,
+            metadata,
+            declared,
+        })
+    };
+    blocking(assemble).await?
+}
+
+/// The build as the scheduler sees it.
+pub(crate) fn plan(
+    graph: &Graph,
+    pool_of: &[u32],
+    requested: &[bool],
+    cached: &[Found],
+) -> Result<sched::Graph, Status> {
+    let mut plan = sched::Graph::new();
+    let mut deps = Vec::new();
+    for (index, job) in graph.jobs().iter().enumerate() {
+        let asked = job.resources();
+        let state = match &cached[index] {
+            Some((_, holders)) => sched::JobState::Cached { holders: holders.clone() },
+            None => sched::JobState::Unknown,
+        };
+        let spec = sched::JobSpec {
+            resources: sched::Resources::new(asked.milli_cores, asked.memory_bytes),
+            selector: sched::SelectorId(pool_of[index]),
+            requested: requested[index],
+            state,
+        };
+        deps.clear();
+        deps.extend(job.deps().iter().map(|dep| number(dep.get())));
+        plan.push(&deps, spec).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    }
+    Ok(plan)
 }
 
 fn number(position: usize) -> u32 {
