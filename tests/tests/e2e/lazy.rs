@@ -64,6 +64,39 @@ fn a_worker_that_peers_cannot_dial_is_read_through_the_coordinator() {
 }
 
 #[test]
+fn a_part_of_a_large_output_of_one_worker_is_read_on_another() {
+    let mut farm = Farm::without_workers();
+    for number in 0..2 {
+        farm.add_worker(number, &["--property", &format!("seat={number}")]);
+    }
+    farm.wait_for_workers(2);
+    let mut make = shell_with(
+        "make",
+        &[],
+        &[],
+        "yes 0123456789abcde | head -c 40000000 > {{OUTPUT_DIR}}/f; chmod +x {{OUTPUT_DIR}}/f",
+    );
+    make["platform"] = json!({ "seat": "0" });
+    // From the end first, so that reading does not go the way of the fetch.
+    let mut read = shell_with(
+        "read",
+        &[],
+        &["make"],
+        "tail -c 16 {{DEP:make}}/f > {{OUTPUT_DIR}}/end; \
+         head -c 20000016 {{DEP:make}}/f | tail -c 16 > {{OUTPUT_DIR}}/middle; \
+         cksum < {{DEP:make}}/f > {{OUTPUT_DIR}}/all; \
+         yes 0123456789abcde | head -c 40000000 | cksum > {{OUTPUT_DIR}}/expected",
+    );
+    read["platform"] = json!({ "seat": "1" });
+    let project = Project::with_jobs(json!([make, read]));
+    let build = farm.build(&project.graph()).succeed();
+    let file = |name| project.output("read", name);
+    assert_eq!([file("end"), file("middle")], ["0123456789abcde\n"; 2]);
+    assert_eq!(file("all"), file("expected"));
+    assert_eq!(build.bytes("from_peers") / 1_000_000, 40);
+}
+
+#[test]
 fn a_source_that_changes_during_the_build_is_an_infrastructure_error_that_names_it() {
     let farm = Farm::start(1);
     let project = Project::with_jobs(json!([
