@@ -48,7 +48,7 @@ pub enum Reads {
     Done,
 }
 
-/// Takes the answer to a [`Want`].
+/// Takes the answer to a [`Want`]. [`WantError::GivenUp`] says that none of its views is there any more.
 pub type Done = Box<dyn FnOnce(Result<(), WantError>) + Send>;
 
 /// A blob that is needed now.

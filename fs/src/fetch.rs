@@ -314,8 +314,14 @@ impl Shared {
 
     /// The answer came; the rest may need the disk.
     fn answered(self: &Arc<Self>, key: BlobKey, ticket: u64, result: Result<(), WantError>) {
-        if !self.pending.lock().is_pending(&key, ticket) {
-            return;
+        {
+            let mut pending = self.pending.lock();
+            if !pending.is_pending(&key, ticket) {
+                return;
+            }
+            if matches!(result, Err(WantError::GivenUp)) {
+                return pending.forget(&key, ticket);
+            }
         }
         let shared = Arc::clone(self);
         self.pool.run(Box::new(move || {
@@ -420,6 +426,13 @@ impl Pending {
         asked.deadline = deadline;
         self.deadlines.insert((deadline, asked.ticket), *key);
         Some(asked)
+    }
+
+    /// Those for whom a blob was asked need it no more. Others who wait have asked for themselves.
+    fn forget(&mut self, key: &BlobKey, ticket: u64) {
+        if self.blobs.get(key).is_some_and(|asked| asked.waiting.is_empty()) {
+            self.take(key, ticket);
+        }
     }
 
     fn is_pending(&self, key: &BlobKey, ticket: u64) -> bool {

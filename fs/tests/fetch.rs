@@ -338,3 +338,22 @@ fn what_arrives_from_a_second_try_is_read_from_its_own_file() {
     bench.fetcher.arriving(&key, &second, readable);
     assert_eq!([text(bench.answer()), text(bench.answer())], ["second", "second"]);
 }
+
+#[test]
+fn a_request_whose_views_are_gone_is_forgotten_unless_others_wait() {
+    let bench = Bench::new(NEVER, 10);
+    let key = bench.put(b"whole");
+    bench.want_part(key, 0..1);
+    bench.arriving(key, &[(0, 1)]);
+    assert!(bench.answer().is_ok());
+    bench.contents.answer(Err(WantError::GivenUp));
+    assert_eq!(bench.fetcher.pending_count(), 0);
+
+    bench.want_part(key, 0..1);
+    bench.contents.answer(Err(WantError::GivenUp));
+    assert_eq!(bench.fetcher.pending_count(), 1);
+    assert!(bench.answers.1.try_recv().is_err());
+    bench.arriving(key, &[(0, 1)]);
+    assert!(bench.answer().is_ok());
+    assert!(bench.contents.failures.lock().unwrap().is_empty());
+}

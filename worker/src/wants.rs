@@ -47,11 +47,8 @@ impl Wants {
             tokio::spawn(async move {
                 let request = wanted.request;
                 let bring = async {
-                    // Not answered when nobody asks any more: a later view may wait for it with the
-                    // same request of the file system, and has a want of its own.
-                    if let Some(result) = wants.bring(wanted).await {
-                        wants.fs.want_done(request, result).await;
-                    }
+                    let result = wants.bring(wanted).await;
+                    wants.fs.want_done(request, result).await;
                 };
                 tokio::select! {
                     () = bring => {}
@@ -61,11 +58,13 @@ impl Wants {
         }
     }
 
-    /// None if all who asked have gone meanwhile.
-    async fn bring(&self, wanted: Wanted) -> Option<Result<(), WantError>> {
+    async fn bring(&self, wanted: Wanted) -> Result<(), WantError> {
+        if wanted.views.is_empty() {
+            return Err(WantError::Refused("it belongs to no action".to_owned()));
+        }
         let inputs = self.inputs.of(&wanted.views);
         if inputs.is_empty() {
-            return Some(Err(WantError::GivenUp));
+            return Err(WantError::GivenUp);
         }
         let stopped = stop_clocks(&inputs);
         for inputs in &inputs {
@@ -76,7 +75,7 @@ impl Wants {
             return self.bring_large(&wanted, &inputs, stopped).await;
         }
         let bring = self.bring_for_any(&wanted, &inputs);
-        Some(within(self.deadline, bring).await)
+        within(self.deadline, bring).await
     }
 
     async fn bring_large(
@@ -84,7 +83,7 @@ impl Wants {
         wanted: &Wanted,
         inputs: &[Arc<Inputs>],
         stopped: Vec<Stopped>,
-    ) -> Option<Result<(), WantError>> {
+    ) -> Result<(), WantError> {
         let slowest = Duration::from_secs(wanted.digest.size_bytes() / SLOWEST_BYTES_PER_SECOND);
         let bring = within(self.deadline + slowest, self.bring_for_any(wanted, inputs));
         let ended = join_all(inputs.iter().map(|inputs| inputs.ended.cancelled()));
@@ -97,8 +96,8 @@ impl Wants {
         let mut _stopped = Some(stopped);
         loop {
             tokio::select! {
-                result = &mut bring => return Some(result),
-                _ = &mut ended => return None,
+                result = &mut bring => return result,
+                _ = &mut ended => return Err(WantError::GivenUp),
                 Ok(()) = arrived.changed() => {
                     let Arrived { path, readable, .. } = arrived.borrow_and_update().clone();
                     if let Some(path) = path {
