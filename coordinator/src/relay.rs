@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use distbuild_proto::transport::BULK_MESSAGE_BYTES;
 use distbuild_proto::{Digest, wire};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -68,7 +69,7 @@ struct Line {
 enum Sink {
     /// Into a call's channel, which the call takes.
     Call(mpsc::Sender<Vec<wire::BlobChunk>>),
-    /// From this stream; there is room for so many bytes and for every blob.
+    /// From this stream; there is room for so many bytes and for every piece of every blob.
     Stream { stream: u64, room_bytes: u64, sender: mpsc::Sender<Vec<wire::BlobChunk>> },
 }
 
@@ -157,8 +158,8 @@ impl Relay {
         let memory =
             permits.and_then(|permits| line.memory.clone().try_acquire_many_owned(permits).ok());
         let messages = match memory {
-            // Each blob may come by itself, and the end too.
-            Some(_) => digests.len() + 1,
+            // Each blob may come by itself, in pieces, and the end too.
+            Some(_) => digests.len() + 1 + bytes as usize / BULK_MESSAGE_BYTES,
             None => BUFFERED_MESSAGES,
         };
         let (sender, chunks) = mpsc::channel(messages);
@@ -321,6 +322,28 @@ mod tests {
         assert!(transfer.next().await.unwrap().is_some());
         assert!(transfer.next().await.unwrap().is_some());
         assert!(transfer.next().await.unwrap().is_none(), "and so is who sends too many messages");
+    }
+
+    #[tokio::test]
+    async fn a_blob_of_several_pieces_waits_whole_for_a_reader_that_is_slow() {
+        let relay = Relay::default();
+        let lender = Lender::Worker(1);
+        let lending = relay.lend(lender.clone());
+        let most = SHARED_ORDER_BYTES - BLOB_OVERHEAD_BYTES;
+        let blob = Digest::new(DigestFunction::Blake3, &[7; 32], most).unwrap();
+        let mut transfer = relay.order(&lender, &[blob]).await.unwrap();
+        let mut left = most as usize;
+        while left > 0 {
+            let piece = left.min(BULK_MESSAGE_BYTES);
+            left -= piece;
+            lending.delivered(delivery(transfer.id, piece, false));
+        }
+        lending.delivered(wire::Delivery { transfer: transfer.id, chunks: vec![], last: true });
+        let mut arrived = 0;
+        while let Some(chunks) = transfer.next().await.unwrap() {
+            arrived += chunks.iter().map(|chunk| chunk.data.len()).sum::<usize>();
+        }
+        assert_eq!(arrived as u64, most);
     }
 
     #[tokio::test]
