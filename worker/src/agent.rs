@@ -107,10 +107,6 @@ impl Agent {
         match body {
             to_worker::Body::Assign(assign) => self.assign(assign),
             to_worker::Body::CancelAttempt(cancel) => self.cancel(cancel.attempt),
-            to_worker::Body::Acknowledge(acknowledge) => {
-                self.outbox.acknowledge(acknowledge.attempt);
-                self.settled.notify_waiters();
-            }
             to_worker::Body::CheckTrees(request) => self.check_trees(request),
             to_worker::Body::ReleaseBuild(release) => {
                 let agent = self.clone();
@@ -122,6 +118,14 @@ impl Agent {
             }
             to_worker::Body::Prefetch(prefetch) => self.foresee(prefetch),
             to_worker::Body::Welcome(_) | to_worker::Body::Heartbeat(_) => {}
+        }
+    }
+
+    /// The coordinator has recorded how these ended.
+    pub(crate) fn acknowledged(&self, attempts: &[u64]) {
+        attempts.iter().for_each(|attempt| self.outbox.acknowledge(*attempt));
+        if !attempts.is_empty() {
+            self.settled.notify_waiters();
         }
     }
 

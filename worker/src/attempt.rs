@@ -4,6 +4,9 @@
 //! directories into the store ▸ view ▸ output directory ▸ commands ▸ view dropped ▸ outputs collected ▸ report
 //! ```
 //!
+//! All of it is one task: what a short job costs is mostly who wakes whom. What may wait for the disk is on a
+//! blocking thread, once before the commands if the input root is new, and once after them.
+//!
 //! While the commands run, one place watches for their end, the time limits, a cancellation, too much
 //! output and the loss of a helper. Whatever ends them early first fails what they wait for in the file
 //! system, then kills; in each case the report waits until no process is left. A clear order decides what
@@ -11,17 +14,19 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use distbuild_proto::action::Action;
 use distbuild_proto::{DigestFunction, wire};
+use nix::fcntl::OFlag;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::action_dir::ActionDir;
 use crate::agent::Agent;
 use crate::clock::Expired;
 use crate::fs_client::{AddedView, DroppedView, FsError};
@@ -35,6 +40,9 @@ use crate::sandbox::{Ended, JobEnd, RunningJob, SandboxError};
 
 /// How long a job's streams may take to end when no process is left.
 const STREAMS_END: Duration = Duration::from_secs(10);
+/// The coordinator is told that commands run when they have run for so long; of shorter ones it hears the end
+/// only, so that an action takes one message each way.
+const BEGUN_AFTER: Duration = Duration::from_millis(100);
 
 /// An attempt that is to be run.
 #[derive(Debug)]
@@ -57,8 +65,7 @@ pub(crate) struct Assignment {
 struct Running<'a> {
     view: &'a AddedView,
     root: ShownRoot,
-    /// Where its outputs and long streams go.
-    directory: PathBuf,
+    directory: &'a ActionDir,
     arrived: Instant,
 }
 
@@ -75,13 +82,6 @@ pub(crate) enum Stop {
     Output,
     /// An input could not be read.
     Input,
-}
-
-/// The two streams of a job, being read.
-struct Streams {
-    stdout: JoinHandle<std::io::Result<Captured>>,
-    stderr: JoinHandle<std::io::Result<Captured>>,
-    overflow: CancellationToken,
 }
 
 impl Attempt {
@@ -127,9 +127,9 @@ impl Attempt {
         let view = self.agent.fs.add_view(root).await?;
         let number = view.number;
         self.agent.inputs.insert(number, inputs.clone());
-        let directory = self.agent.run.actions().join(number.to_string());
+        let directory = ActionDir::new(self.agent.run.actions(), number);
         let root = self.shown_root(number, large);
-        let running = Running { view: &view, root, directory: directory.clone(), arrived };
+        let running = Running { view: &view, root, directory: &directory, arrived };
         let ran = self.run_commands(&assignment, &inputs, running).await;
         let dropped = self.agent.fs.drop_view(number).await;
         self.agent.inputs.remove(number);
@@ -138,13 +138,12 @@ impl Attempt {
             let record = dropped.as_ref().ok().and_then(|dropped| dropped.record.as_ref());
             *tally = inputs.prefetched.end(record, prefetcher);
         }
-        let ended = match (ran, dropped) {
-            (Ok(ran), Ok(dropped)) => self.report(assignment, ran, dropped, &inputs).await,
-            (Err(trouble), _) => Err(trouble),
-            (_, Err(error)) => Err(error.into()),
-        };
-        self.remove(directory);
-        ended
+        let ran = ran.and_then(|ran| {
+            let dropped = dropped?;
+            check(&ran, &dropped, &inputs)?;
+            Ok((ran, dropped))
+        });
+        self.report(assignment, ran, directory, &inputs).await
     }
 
     /// Stores the few directories of the input root that nobody else has. Says which parts of it are to be shown
@@ -152,21 +151,28 @@ impl Attempt {
     async fn store_directories(
         &self,
         blobs: Vec<bytes::Bytes>,
-        inputs: &Arc<Inputs>,
+        inputs: &Inputs,
         assignment: &Assignment,
     ) -> Result<Vec<Place>, Trouble> {
-        let (agent, inputs) = (self.agent.clone(), inputs.clone());
         let (function, root) = (assignment.function, assignment.action.input_root);
+        let mut blobs: Vec<_> =
+            blobs.into_iter().map(|blob| (function.digest(&blob), blob)).collect();
+        blobs.iter().for_each(|(digest, _)| inputs.keep(&[*digest]));
+        let agent = self.agent.clone();
+        blobs.retain(|(digest, _)| !agent.store.is_verified(digest));
+        let may_have_large =
+            agent.fs.no_passthrough().is_none() && !agent.large_files.has_none(&root);
+        if blobs.is_empty() && !may_have_large {
+            return Ok(Vec::new());
+        }
         let stored = tokio::task::spawn_blocking(move || {
-            for blob in blobs {
-                let digest = function.digest(&blob);
-                inputs.keep(&[digest]);
-                agent.store.insert(&digest, &blob, false)?;
+            for (digest, blob) in &blobs {
+                agent.store.insert(digest, blob, false)?;
             }
-            match agent.fs.no_passthrough() {
-                None => Ok(agent.large_files.places(&agent.store, &root)),
-                Some(_) => Ok(Vec::new()),
-            }
+            Ok(match may_have_large {
+                true => agent.large_files.places(&agent.store, &root),
+                false => Vec::new(),
+            })
         });
         stored.await.map_err(|_| Trouble::internal("storing directories"))?
     }
@@ -184,25 +190,26 @@ impl Attempt {
         running: Running<'_>,
     ) -> Result<Finished, Trouble> {
         let Running { view, root, directory, arrived } = running;
-        let out = directory.join("out");
-        let spec = job_spec(&assignment.action, &root, &out)?;
-        std::fs::create_dir_all(&out).map_err(|source| Trouble::disk("make", &out, source))?;
+        let spec = job_spec(&assignment.action, &root, directory.out())?;
+        directory.make()?;
         let ((stdout, stdout_end), (stderr, stderr_end)) = (stream()?, stream()?);
-        let streams = self.capture(assignment.attempt, &directory, stdout, stderr);
+        let overflow = CancellationToken::new();
         let mut job = self.agent.spawner.start(spec, stdout_end, stderr_end)?;
-        tokio::select! {
-            // Without process 1 the end tells why.
-            _ = job.started() => {}
-            () = self.cancel.cancelled() => {}
-        }
         let started = Instant::now();
         inputs.clock.start(started);
-        self.agent.begun(assignment.attempt, self.epoch).await;
         let timeout = assignment.action.timeout.unwrap_or(Duration::MAX);
-        let (ended, stop) = self.watch(&mut job, inputs, timeout, &streams.overflow, view).await?;
+        let watched = self.watch(&mut job, inputs, timeout, &overflow, view);
+        let capture = |pipe, stderr| {
+            self.capture(assignment.attempt, directory, pipe, stderr, overflow.clone())
+        };
+        let streams = async { tokio::join!(capture(stdout, false), capture(stderr, true)) };
+        let begun = async {
+            tokio::time::sleep(BEGUN_AFTER).await;
+            self.agent.begun(assignment.attempt, self.epoch).await;
+        };
+        let ((ended, stop), (stdout, stderr)) = together(watched, streams, begun).await?;
         let (_, fetch_wait) = inputs.clock.read(Instant::now());
         let whole = arrived.elapsed();
-        let (stdout, stderr) = streams.finish().await?;
         // An init that was killed has told nothing; then the clock here is good enough.
         let run = match stop {
             Some(_) => started.elapsed(),
@@ -210,30 +217,27 @@ impl Attempt {
         };
         let run = run.min(whole);
         let times = Times { setup: whole - run, run, fetch_wait };
-        Ok(Finished { end: ended.end, stop, out, stdout, stderr, times })
+        let (stdout, stderr) =
+            (stdout.map_err(Trouble::Streams)?, stderr.map_err(Trouble::Streams)?);
+        Ok(Finished { end: ended.end, stop, stdout, stderr, times })
     }
 
     fn capture(
         &self,
         attempt: u64,
-        directory: &std::path::Path,
-        stdout: pipe::Receiver,
-        stderr: pipe::Receiver,
-    ) -> Streams {
-        let overflow = CancellationToken::new();
-        let limits = &self.agent.limits;
-        let read = |pipe, stderr, name| {
-            let outbox = self.agent.outbox().clone();
-            let live = Live { outbox, epoch: self.epoch, attempt, stderr };
-            let keep = Keep {
-                inline_bytes: limits.inline_output_bytes,
-                max_bytes: limits.max_output_bytes,
-                spool: directory.join(name),
-            };
-            tokio::spawn(capture(pipe, live, keep, overflow.clone()))
+        directory: &ActionDir,
+        pipe: pipe::Receiver,
+        stderr: bool,
+        overflow: CancellationToken,
+    ) -> impl Future<Output = std::io::Result<Captured>> + use<> {
+        let (outbox, limits) = (self.agent.outbox().clone(), &self.agent.limits);
+        let live = Live { outbox, epoch: self.epoch, attempt, stderr };
+        let keep = Keep {
+            inline_bytes: limits.inline_output_bytes,
+            max_bytes: limits.max_output_bytes,
+            spool: directory.spool(stderr),
         };
-        let (stdout, stderr) = (read(stdout, false, "stdout"), read(stderr, true, "stderr"));
-        Streams { stdout, stderr, overflow }
+        capture(pipe, live, keep, overflow)
     }
 
     /// Waits until no process of the job is left, and sees to it that this happens.
@@ -267,39 +271,71 @@ impl Attempt {
         }
     }
 
+    /// Makes the report. What is left of the action goes when that has been told.
     async fn report(
         &self,
         assignment: Assignment,
-        finished: Finished,
-        dropped: DroppedView,
+        ran: Result<(Finished, DroppedView), Trouble>,
+        directory: ActionDir,
         inputs: &Inputs,
     ) -> Result<wire::AttemptEnded, Trouble> {
-        if finished.stop == Some(Stop::Cancelled) {
-            return Err(Trouble::Cancelled);
-        }
-        if let Some(trouble) = Trouble::with_inputs(&dropped.failures, inputs) {
-            return Err(trouble);
-        }
-        if let (JobEnd::SetupFailed(reason), None) = (&finished.end, finished.stop) {
-            return Err(Trouble::Sandbox(SandboxError::Broken(reason.clone())));
-        }
         let (agent, from_peers) = (self.agent.clone(), inputs.from_peers.load(Ordering::Relaxed));
-        let reported = tokio::task::spawn_blocking(move || {
-            let mut ended = report(&agent, assignment, finished, dropped.record)?;
-            ended.bytes_from_peers = from_peers;
-            Ok(ended)
-        });
-        reported.await.map_err(|_| Trouble::internal("collecting outputs"))?
-    }
-
-    /// Removes what is left of the action, in the background.
-    fn remove(&self, directory: PathBuf) {
+        let (tell, told) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = crate::run_dir::remove_tree(&directory) {
-                tracing::warn!(path = %directory.display(), %error, "failed to remove an action");
-            }
+            let ended = ran.and_then(|(finished, dropped)| {
+                let out = directory.out();
+                let mut ended = report(&agent, assignment, finished, out, dropped.record)?;
+                ended.bytes_from_peers = from_peers;
+                Ok(ended)
+            });
+            // Whoever waits has gone if the worker is shut down.
+            let _ = tell.send(ended);
+            directory.remove();
         });
+        told.await.map_err(|_| Trouble::internal("collecting outputs"))?
     }
+}
+
+/// Whether the job ran to an end that says anything about it.
+fn check(finished: &Finished, dropped: &DroppedView, inputs: &Inputs) -> Result<(), Trouble> {
+    if finished.stop == Some(Stop::Cancelled) {
+        return Err(Trouble::Cancelled);
+    }
+    if let Some(trouble) = Trouble::with_inputs(&dropped.failures, inputs) {
+        return Err(trouble);
+    }
+    match (&finished.end, finished.stop) {
+        (JobEnd::SetupFailed(reason), None) => {
+            Err(Trouble::Sandbox(SandboxError::Broken(reason.clone())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Does `work` and reads the streams meanwhile; if need be they are read to their end after it. What is
+/// `beside` that is left undone when the work ends before.
+async fn together<T, S>(
+    work: impl Future<Output = Result<T, Trouble>>,
+    streams: impl Future<Output = S>,
+    beside: impl Future<Output = ()>,
+) -> Result<(T, S), Trouble> {
+    let (mut work, mut streams, mut beside) = (pin!(work), pin!(streams), pin!(beside));
+    let (mut read, mut is_done) = (None, false);
+    let worked = loop {
+        tokio::select! {
+            biased;
+            worked = &mut work => break worked?,
+            whole = &mut streams, if read.is_none() => read = Some(whole),
+            () = &mut beside, if !is_done => is_done = true,
+        }
+    };
+    let read = match read {
+        Some(read) => read,
+        None => tokio::time::timeout(STREAMS_END, streams)
+            .await
+            .map_err(|_| Trouble::internal("reading the job's output to its end"))?,
+    };
+    Ok((worked, read))
 }
 
 impl Assignment {
@@ -312,26 +348,10 @@ impl Assignment {
     }
 }
 
-impl Streams {
-    /// Both streams, whole.
-    async fn finish(self) -> Result<(Captured, Captured), Trouble> {
-        let end = async {
-            let (stdout, stderr) = tokio::join!(self.stdout, self.stderr);
-            let joined = |result: Result<std::io::Result<Captured>, _>| {
-                result.map_err(std::io::Error::other).and_then(|captured| captured)
-            };
-            Ok((joined(stdout)?, joined(stderr)?))
-        };
-        match tokio::time::timeout(STREAMS_END, end).await {
-            Ok(captured) => captured.map_err(Trouble::Streams),
-            Err(_) => Err(Trouble::internal("reading the job's output to its end")),
-        }
-    }
-}
-
 /// A pipe: our end for tasks, the job's end as commands expect it.
 fn stream() -> Result<(pipe::Receiver, OwnedFd), Trouble> {
-    let (sender, receiver) = pipe::pipe().map_err(Trouble::Streams)?;
-    let sender = sender.into_blocking_fd().map_err(Trouble::Streams)?;
-    Ok((receiver, sender))
+    let failed = |error: std::io::Error| Trouble::Streams(error);
+    let (ours, theirs) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+    Ok((pipe::Receiver::from_owned_fd(ours).map_err(failed)?, theirs))
 }

@@ -16,7 +16,7 @@ use distbuild_fs::protocol::{self, FRAME_LIMIT, FromFs, ProtocolError, Recorded,
 use distbuild_fs::ranges::Ranges;
 use distbuild_proto::{AccessRecord, Digest, RelPath};
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -117,7 +117,8 @@ impl FsClient {
         lost: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<Wanted>), ProtocolError> {
         socket.set_nonblocking(true)?;
-        let (mut reader, writer) = UnixStream::from_std(socket)?.into_split();
+        let (reader, writer) = UnixStream::from_std(socket)?.into_split();
+        let mut reader = BufReader::new(reader);
         let Some(FromFs::Ready { no_passthrough }) = read(&mut reader).await? else {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         };
@@ -218,7 +219,7 @@ impl FsClient {
         }
     }
 
-    async fn read_all(self, mut reader: OwnedReadHalf, wants: mpsc::Sender<Wanted>) {
+    async fn read_all(self, mut reader: BufReader<OwnedReadHalf>, wants: mpsc::Sender<Wanted>) {
         let lost = self.lost.clone();
         let ended = tokio::select! {
             ended = self.serve(&mut reader, &wants) => ended,
@@ -234,7 +235,7 @@ impl FsClient {
 
     async fn serve(
         &self,
-        reader: &mut OwnedReadHalf,
+        reader: &mut BufReader<OwnedReadHalf>,
         wants: &mpsc::Sender<Wanted>,
     ) -> Result<(), ProtocolError> {
         while let Some(message) = read(reader).await? {
@@ -280,7 +281,7 @@ impl FsClient {
     }
 }
 
-async fn read(reader: &mut OwnedReadHalf) -> Result<Option<FromFs>, ProtocolError> {
+async fn read(reader: &mut BufReader<OwnedReadHalf>) -> Result<Option<FromFs>, ProtocolError> {
     let len = match reader.read_u32().await {
         Ok(len) => len as usize,
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

@@ -59,9 +59,10 @@ pub(crate) fn spawner_config(config: &WorkerConfig, run: &RunDir) -> SpawnerConf
 /// What a host does not let this worker do.
 pub(crate) fn notes(no_passthrough: Option<&str>) -> Vec<String> {
     if Uid::effective().is_root() {
-        let mut notes = vec!["all jobs run as one user, in namespaces of their own".to_owned()];
-        notes.extend(no_passthrough.map(|reason| format!("no passthrough: {reason}")));
-        return notes;
+        return no_passthrough
+            .map(|reason| format!("no passthrough: {reason}"))
+            .into_iter()
+            .collect();
     }
     ["jobs share one uid, the worker's own", "no read-ahead setting", "no passthrough"]
         .map(|note| format!("user namespace: {note}"))

@@ -41,30 +41,44 @@ impl Default for LargeFiles {
 }
 
 impl LargeFiles {
+    /// Whether it is known already that an input root has no large file.
+    pub(crate) fn has_none(&self, root: &Digest) -> bool {
+        self.known.lock().get(root).is_some_and(|files| files.is_empty())
+    }
+
     /// The parts of an input root of a native job that are to be shown through passthrough. Blocks on the disk
     /// for a moment.
     pub(crate) fn places(&self, store: &DiskStore, root: &Digest) -> Vec<Place> {
         let mut search = Search { known: &self.known, store, left_bytes: READ_BYTES };
         let mut places = Vec::new();
-        let Some(root) = search.read(root) else { return places };
-        for (place, tree) in parts(&root, &mut search) {
+        let Some(contents) = search.read(root) else { return places };
+        let (parts, mut has_none) = parts(&contents, &mut search);
+        for (place, tree) in parts {
             let large = search.files_below(&tree);
+            has_none &= large.whole && large.files.is_empty();
             if large.files.iter().any(|file| store.contains(file)) {
                 places.push(place);
             }
+        }
+        if has_none {
+            self.known.lock().put(*root, Arc::default());
         }
         places
     }
 }
 
-/// The source tree and each dependency's output tree.
-fn parts(root: &Directory, search: &mut Search<'_>) -> Vec<(Place, Digest)> {
-    let mut parts = Vec::new();
+/// The source tree and each dependency's output tree, and whether these are all.
+fn parts(root: &Directory, search: &mut Search<'_>) -> (Vec<(Place, Digest)>, bool) {
+    let (mut parts, mut whole) = (Vec::new(), true);
     if let Some(Child::Directory(source)) = root.get(b"src") {
         parts.push((Place::Source, source.digest));
     }
     let dependencies = match root.get(b"dep") {
-        Some(Child::Directory(dependencies)) => search.read(&dependencies.digest),
+        Some(Child::Directory(dependencies)) => {
+            let read = search.read(&dependencies.digest);
+            whole = read.is_some();
+            read
+        }
         _ => None,
     };
     for child in dependencies.iter().flat_map(Directory::children) {
@@ -73,7 +87,7 @@ fn parts(root: &Directory, search: &mut Search<'_>) -> Vec<(Place, Digest)> {
             parts.push((Place::Dep(number), tree.digest));
         }
     }
-    parts
+    (parts, whole)
 }
 
 struct Search<'a> {
@@ -188,6 +202,10 @@ mod tests {
         assert_eq!(places(small, &[absent, deep, small]), [Place::Dep(1)]);
         assert_eq!(places(deep, &[absent]), [Place::Source]);
         assert_eq!(places(absent, &[]), []);
+        assert!(!known.has_none(&root(&store, absent, &[])));
+        assert!(!known.has_none(&root(&store, small, &[small])));
+        assert_eq!(places(small, &[small]), []);
+        assert!(known.has_none(&root(&store, small, &[small])));
         // It came meanwhile: what is remembered is the tree, not the store.
         let late = directory(&store, vec![large_blob(&store, 2)], &[]);
         assert_eq!(places(late, &[]), [Place::Source]);
@@ -221,6 +239,7 @@ mod tests {
         let tree = directory(&other, vec![large_blob(&store, 4)], &[]);
         let root = root(&store, tree, &[]);
         assert_eq!(known.places(&store, &root), []);
+        assert!(!known.has_none(&root));
         store.insert(&tree, &other.read(&tree).unwrap(), false).unwrap();
         assert_eq!(known.places(&store, &root), [Place::Source]);
     }

@@ -21,6 +21,7 @@
 //!
 //! It never decides what runs where, and never keeps a result that the coordinator has not acknowledged.
 
+mod action_dir;
 mod agent;
 mod attempt;
 mod channels;

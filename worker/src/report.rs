@@ -26,8 +26,6 @@ pub(crate) struct Finished {
     pub(crate) end: JobEnd,
     /// Why it was ended, if it did not end itself.
     pub(crate) stop: Option<Stop>,
-    /// Where its outputs are.
-    pub(crate) out: PathBuf,
     pub(crate) stdout: Captured,
     pub(crate) stderr: Captured,
     pub(crate) times: Times,
@@ -131,10 +129,11 @@ struct Verdict {
     reason: String,
     exit_code: i32,
     signal: i32,
-    failed_command: u32,
+    /// If one did.
+    failed_command: Option<u32>,
 }
 
-/// Makes the report of an attempt that ran: collects outputs, stores streams, pins both for the builds that
+/// Makes the report of an attempt that ran: collects outputs from `out`, stores streams, pins both for the builds that
 /// wait. Blocks on the disk.
 ///
 /// # Errors
@@ -143,19 +142,19 @@ pub(crate) fn report(
     agent: &Agent,
     assignment: Assignment,
     mut finished: Finished,
+    out: &Path,
     record: Option<AccessRecord>,
 ) -> Result<wire::AttemptEnded, Trouble> {
     let begin = std::time::Instant::now();
-    let commands = u32::try_from(assignment.action.steps.len()).unwrap_or(u32::MAX);
-    let mut verdict = Verdict::of(&finished, commands, agent)?;
+    let mut verdict = Verdict::of(&finished, agent)?;
     let mut output_root = None;
     if verdict.end == wire::AttemptEnd::AttemptSucceeded {
-        match collect(agent, &assignment, &finished.out)? {
+        match collect(agent, &assignment, out)? {
             Ok(root) => output_root = Some(root),
-            Err(fault) => verdict = Verdict::failed(fault, commands),
+            Err(fault) => verdict = Verdict::failed(fault),
         }
     }
-    let is_our_word = verdict.failed_command == commands || finished.stop.is_some();
+    let is_our_word = verdict.failed_command.is_none() || finished.stop.is_some();
     if !verdict.reason.is_empty() && is_our_word {
         finished.stderr.add_line(&verdict.reason).map_err(Trouble::Streams)?;
     }
@@ -213,8 +212,8 @@ fn collect(
 }
 
 impl Verdict {
-    fn of(finished: &Finished, commands: u32, agent: &Agent) -> Result<Self, Trouble> {
-        let number = |command: usize| u32::try_from(command).unwrap_or(u32::MAX);
+    fn of(finished: &Finished, agent: &Agent) -> Result<Self, Trouble> {
+        let number = |command: usize| Some(u32::try_from(command).unwrap_or(u32::MAX));
         let mut verdict = match &finished.end {
             JobEnd::Exited { command, code } => Self {
                 end: wire::AttemptEnd::AttemptFailed,
@@ -243,7 +242,7 @@ impl Verdict {
                 reason: "the job was killed".to_owned(),
                 exit_code: 128 + libc::SIGKILL,
                 signal: libc::SIGKILL,
-                failed_command: 0,
+                failed_command: None,
             },
         };
         match finished.stop {
@@ -264,7 +263,7 @@ impl Verdict {
                 JobEnd::Exited { code: 0, .. } => {
                     verdict.end = wire::AttemptEnd::AttemptSucceeded;
                     verdict.reason = String::new();
-                    verdict.failed_command = commands;
+                    verdict.failed_command = None;
                 }
                 JobEnd::Killed => {
                     return Err(Trouble::internal("running the job: somebody else killed it"));
@@ -276,9 +275,9 @@ impl Verdict {
     }
 
     /// All commands succeeded, and still the job is at fault.
-    fn failed(reason: String, commands: u32) -> Self {
+    fn failed(reason: String) -> Self {
         let end = wire::AttemptEnd::AttemptFailed;
-        Self { end, reason, exit_code: 1, signal: 0, failed_command: commands }
+        Self { end, reason, exit_code: 1, signal: 0, failed_command: None }
     }
 }
 

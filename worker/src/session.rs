@@ -205,6 +205,7 @@ impl SessionLoop {
                 message = link.incoming.message() => match message {
                     Ok(Some(message)) => {
                         *heard = Instant::now();
+                        self.agent.acknowledged(&message.acknowledged);
                         if let Some(body) = message.body {
                             self.agent.clone().handle(body);
                         }

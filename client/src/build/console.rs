@@ -36,7 +36,8 @@ pub(crate) fn failure(record: &Record, finished: &JobFinished) -> String {
     let mut text = line(record, finished);
     let job = record.plan().job(finished.job);
     if let (Some(job), Some(result)) = (job, &finished.result)
-        && let Some(command) = command(job, result.failed_command)
+        && let Some(failed) = result.failed_command
+        && let Some(command) = command(job, failed)
     {
         let _ = write!(text, "\n  command: {}", visible_lines(&command));
     }
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_failure_names_job_code_and_the_command_that_failed() {
-        let result = JobResult { exit_code: 7, failed_command: 1, ..JobResult::default() };
+        let result = JobResult { exit_code: 7, failed_command: Some(1), ..JobResult::default() };
         let finished = JobFinished {
             outcome: Outcome::Failed.into(),
             result: Some(result),

@@ -167,9 +167,11 @@ fn job_finished(finished: &wire::JobFinished, record: &Record) -> Value {
 
 fn job_result(result: &JobResult) -> Value {
     let mut fields = object(json!({
-        "exit_code": result.exit_code, "signal": result.signal,
-        "failed_command": result.failed_command, "worker": result.worker,
+        "exit_code": result.exit_code, "signal": result.signal, "worker": result.worker,
     }));
+    if let Some(failed) = result.failed_command {
+        fields.insert("failed_command".to_owned(), failed.into());
+    }
     let digest = |digest: &Option<wire::Digest>| Digest::try_from(digest.as_ref()?).ok();
     if let Some(root) = digest(&result.output_root) {
         fields.insert("output_root".to_owned(), root.to_string().into());

@@ -198,8 +198,7 @@ impl Core {
         let id = AttemptId(ended.attempt);
         let known = self.attempts.get_mut(&id).filter(|attempt| attempt.session == session);
         let Some(attempt) = known else {
-            let acknowledge = wire::AcknowledgeAttempt { attempt: ended.attempt };
-            return self.send_to(session, to_worker::Body::Acknowledge(acknowledge));
+            return self.acknowledge(session, id);
         };
         if attempt.report.is_some() {
             return;
@@ -311,8 +310,7 @@ impl Core {
             self.look_at_drained |= session.draining;
             session.store
         });
-        let acknowledge = wire::AcknowledgeAttempt { attempt: id.0 };
-        self.send_to(attempt.session, to_worker::Body::Acknowledge(acknowledge));
+        self.acknowledge(attempt.session, id);
         let end = scheduler_end(&report);
         let result = report.result.clone().map(Arc::new);
         if end == sched::AttemptEnd::Succeeded

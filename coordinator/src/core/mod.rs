@@ -259,6 +259,7 @@ impl Core {
     fn round(&mut self) -> bool {
         self.sweep();
         let effects_left = self.pump();
+        self.send_acknowledgements();
         let forgetting = self.forget_some();
         if std::mem::take(&mut self.look_at_drained) {
             self.dismiss_drained();

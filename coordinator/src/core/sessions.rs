@@ -28,6 +28,8 @@ pub(super) struct Sessions {
     store_ids: HashMap<String, StoreId>,
     last_id: u32,
     last_connection: u64,
+    /// Those that have not been told of all ends that are recorded.
+    unacknowledged: BTreeSet<SessionId>,
 }
 
 /// One worker.
@@ -44,6 +46,8 @@ pub(super) struct Session {
     notes: Vec<String>,
     connection: u64,
     outbox: Option<mpsc::Sender<wire::ToWorker>>,
+    /// Attempts whose end is recorded; the next message says so.
+    acknowledged: Vec<u64>,
     /// For a worker that is not connected just now.
     backlog: VecDeque<wire::ToWorker>,
     last_heard: Instant,
@@ -152,8 +156,9 @@ impl Sessions {
 
 impl Session {
     /// Sends now, or keeps for the reconnect. False: the worker does not keep up.
-    fn send(&mut self, body: to_worker::Body, max_backlog: usize) -> bool {
-        let message = wire::ToWorker { body: Some(body) };
+    fn send(&mut self, body: Option<to_worker::Body>, max_backlog: usize) -> bool {
+        let acknowledged = std::mem::take(&mut self.acknowledged);
+        let message = wire::ToWorker { body, acknowledged };
         let message = match &self.outbox {
             Some(outbox) => match outbox.try_send(message) {
                 Ok(()) => return true,
@@ -174,6 +179,27 @@ pub(crate) fn secret() -> Bytes {
 
 impl Core {
     pub(super) fn send_to(&mut self, session: SessionId, body: to_worker::Body) {
+        self.send(session, Some(body));
+    }
+
+    /// The worker may forget an attempt; it hears of that with the next message, or at the end of the round.
+    pub(super) fn acknowledge(&mut self, session: SessionId, attempt: AttemptId) {
+        if let Some(entry) = self.sessions.get_mut(session) {
+            entry.acknowledged.push(attempt.0);
+            self.sessions.unacknowledged.insert(session);
+        }
+    }
+
+    /// Sends what no other message of this round has taken along.
+    pub(super) fn send_acknowledgements(&mut self) {
+        for session in std::mem::take(&mut self.sessions.unacknowledged) {
+            if self.sessions.get(session).is_some_and(|entry| !entry.acknowledged.is_empty()) {
+                self.send(session, None);
+            }
+        }
+    }
+
+    fn send(&mut self, session: SessionId, body: Option<to_worker::Body>) {
         let max_backlog = self.shared.limits.max_worker_backlog;
         let Some(entry) = self.sessions.get_mut(session) else {
             return;
@@ -231,7 +257,7 @@ impl Core {
         session.connection = connection;
         session.outbox = Some(outbox);
         session.last_heard = Instant::now();
-        let mut sent = session.send(welcome, max_backlog);
+        let mut sent = session.send(Some(welcome), max_backlog);
         let mut unknown: BTreeSet<AttemptId> = session.running.clone();
         for attempt in &hello.known_attempts {
             unknown.remove(&AttemptId(*attempt));
@@ -240,11 +266,13 @@ impl Core {
             if let Some(to_worker::Body::Assign(assign)) = &message.body {
                 unknown.remove(&AttemptId(assign.attempt));
             }
+            session.acknowledged.extend(message.acknowledged);
             if let Some(body) = message.body {
-                sent &= session.send(body, max_backlog);
+                sent &= session.send(Some(body), max_backlog);
             }
         }
         tracing::info!(worker.name = session.name, session = id, "worker came back");
+        self.sessions.unacknowledged.insert(id);
         if !sent {
             return self.end_session(id, true);
         }
@@ -307,6 +335,7 @@ impl Core {
             notes: hello.notes,
             connection,
             outbox: Some(outbox),
+            acknowledged: Vec::new(),
             backlog: VecDeque::new(),
             last_heard: Instant::now(),
             running: BTreeSet::new(),

@@ -28,6 +28,21 @@ async fn a_job_runs_after_its_dependency_with_its_outputs_as_input() {
 }
 
 #[tokio::test]
+async fn an_end_is_acknowledged_with_the_next_assignment_or_alone() {
+    let farm = Farm::start().await;
+    let mut worker = FakeWorker::join(&farm, "w").await;
+    let mut build = FakeBuild::run(&farm, vec![job("a", &[]), job("b", &[])]).await;
+    let first = worker.assigned().await;
+    worker.succeed(&first, "one").await;
+    let answer = worker.message().await;
+    let Some(ToWorker::Assign(second)) = answer.body else { panic!("{answer:?}") };
+    assert_eq!(answer.acknowledged, [first.attempt]);
+    worker.succeed(&second, "two").await;
+    assert_eq!(worker.message().await.acknowledged, [second.attempt]);
+    assert_eq!(build.finish().await.outcomes(), [Outcome::Executed; 2]);
+}
+
+#[tokio::test]
 async fn an_equal_build_is_cached_also_after_a_restart_and_only_if_the_worker_confirms() {
     let mut farm = Farm::start().await;
     let mut worker = FakeWorker::join(&farm, "w").await;

@@ -119,13 +119,18 @@ impl FakeWorker {
         let _ = self.to_coordinator.send(wire::FromWorker { body: Some(body) }).await;
     }
 
-    /// The next message that is no heartbeat, release or acknowledgement.
+    /// The next message, whatever it says.
+    pub(crate) async fn message(&mut self) -> wire::ToWorker {
+        let message = soon("message to the worker", self.from_coordinator.message()).await;
+        message.unwrap().unwrap()
+    }
+
+    /// The next message that is no heartbeat or release and not only an acknowledgement.
     pub(crate) async fn next(&mut self) -> ToWorker {
         loop {
-            let message = soon("message to the worker", self.from_coordinator.message()).await;
-            match message.unwrap().unwrap().body.unwrap() {
-                ToWorker::Heartbeat(_) | ToWorker::ReleaseBuild(_) | ToWorker::Acknowledge(_) => {}
-                body => return body,
+            match self.message().await.body {
+                None | Some(ToWorker::Heartbeat(_) | ToWorker::ReleaseBuild(_)) => {}
+                Some(body) => return body,
             }
         }
     }

@@ -135,6 +135,14 @@ impl DiskStore {
         })
     }
 
+    /// Whether the store holds the blob, not executable, with bytes that were verified and a file that was
+    /// not touched since. Never reads it; a blob that is new to this process counts as not verified.
+    pub fn is_verified(&self, digest: &Digest) -> bool {
+        let known = self.shared.index.lock().presence(digest, Variant::Plain);
+        matches!(known, Presence::Verified(_))
+            && self.shared.is_untouched(known, digest, Variant::Plain)
+    }
+
     /// The whole blob.
     ///
     /// # Errors

@@ -33,7 +33,6 @@ pub struct Spawner {
 pub struct RunningJob {
     number: u64,
     link: Arc<Link>,
-    started: oneshot::Receiver<u32>,
     ended: oneshot::Receiver<Ended>,
 }
 
@@ -68,13 +67,8 @@ struct Link {
 struct Table {
     /// The number of the next job.
     next: u64,
-    waiting: HashMap<u64, Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    started: Option<oneshot::Sender<u32>>,
-    ended: oneshot::Sender<Ended>,
+    /// Whom to tell of a job's end.
+    waiting: HashMap<u64, oneshot::Sender<Ended>>,
 }
 
 impl Spawner {
@@ -130,9 +124,7 @@ impl Spawner {
         stderr: OwnedFd,
     ) -> Result<RunningJob, SandboxError> {
         let link = &self.connection.link;
-        let (started_sender, started) = oneshot::channel();
-        let (ended_sender, ended) = oneshot::channel();
-        let waiting = Waiting { started: Some(started_sender), ended: ended_sender };
+        let (waiting, ended) = oneshot::channel();
         let number = {
             let mut table = link.table.lock();
             if link.lost.is_cancelled() {
@@ -152,7 +144,7 @@ impl Spawner {
             link.table.lock().waiting.remove(&number);
             return Err(error);
         }
-        Ok(RunningJob { number, link: Arc::clone(link), started, ended })
+        Ok(RunningJob { number, link: Arc::clone(link), ended })
     }
 
     /// Returns when the spawner is gone, and all its jobs with it.
@@ -167,13 +159,6 @@ impl Spawner {
 }
 
 impl RunningJob {
-    /// Waits until the job's process 1 exists and returns its process id in the spawner's PID
-    /// namespace; `None` if it could not be started, which [`ended`](Self::ended) tells.
-    /// To be awaited once.
-    pub async fn started(&mut self) -> Option<u32> {
-        (&mut self.started).await.ok()
-    }
-
     /// Waits until no process of the job exists any more. To be awaited to its end once; may be
     /// dropped and called again before.
     ///
@@ -234,13 +219,6 @@ impl Link {
     /// Whoever waited may have given up: an answer that nobody takes is dropped.
     fn complete(&self, reply: Reply) {
         match reply {
-            Reply::Started { job, pid } => {
-                let mut table = self.table.lock();
-                let started = table.waiting.get_mut(&job).and_then(|job| job.started.take());
-                if let Some(started) = started {
-                    let _ = started.send(pid);
-                }
-            }
             Reply::Ended { job, end, usage, times } => self.end(job, Ended { end, usage, times }),
             Reply::StartFailed { job, reason } => {
                 let (usage, times) = Default::default();
@@ -252,7 +230,7 @@ impl Link {
 
     fn end(&self, job: u64, ended: Ended) {
         if let Some(waiting) = self.table.lock().waiting.remove(&job) {
-            let _ = waiting.ended.send(ended);
+            let _ = waiting.send(ended);
         }
     }
 }

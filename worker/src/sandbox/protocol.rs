@@ -26,7 +26,7 @@ pub const ROOT_DIR: &str = "/distbuild/root";
 /// A request from the agent. `Start` travels with two descriptors: where stdout and stderr go.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Run this job; answered by `Started` and `Ended`, or by `StartFailed`.
+    /// Run this job; answered by `Ended` or by `StartFailed`.
     Start {
         /// A number that the agent never uses twice.
         job: u64,
@@ -50,13 +50,6 @@ pub(super) enum Reply {
     Broken {
         /// Why.
         reason: String,
-    },
-    /// The job's process 1 exists.
-    Started {
-        /// The job's number.
-        job: u64,
-        /// Its process id in the spawner's PID namespace.
-        pid: u32,
     },
     /// No process of the job exists any more.
     Ended {

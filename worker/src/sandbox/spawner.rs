@@ -212,11 +212,10 @@ impl<'a> Loop<'a> {
                 Request::Start { job, spec } => {
                     let stdout = self.inbox.next_descriptor()?;
                     let stderr = self.inbox.next_descriptor()?;
-                    let reply = match self.start(job, &spec, stdout, stderr) {
-                        Ok(pid) => Reply::Started { job, pid },
-                        Err(error) => Reply::StartFailed { job, reason: error.to_string() },
-                    };
-                    send(&self.control, &reply, &[])?;
+                    if let Err(error) = self.start(job, &spec, stdout, stderr) {
+                        let reason = error.to_string();
+                        send(&self.control, &Reply::StartFailed { job, reason }, &[])?;
+                    }
                 }
             }
         }
@@ -230,7 +229,7 @@ impl<'a> Loop<'a> {
         spec: &JobSpec,
         stdout: OwnedFd,
         stderr: OwnedFd,
-    ) -> Result<u32, SandboxError> {
+    ) -> Result<(), SandboxError> {
         if self.jobs.len() >= self.config.max_jobs {
             let reason = format!("{} jobs are running, as many as allowed", self.jobs.len());
             return Err(SandboxError::Config(reason));
@@ -266,7 +265,7 @@ impl<'a> Loop<'a> {
             return Err(error);
         }
         debug!(job = number, pid, "job started");
-        Ok(pid)
+        Ok(())
     }
 
     /// Takes a job that has ended off the table. Its PID namespace is empty: the kernel has killed

@@ -17,7 +17,7 @@ use distbuild_proto::wire::workers_server::{Workers, WorkersServer};
 use distbuild_proto::{Address, Digest, DigestFunction, wire};
 use futures::{Stream, StreamExt as _};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -30,6 +30,8 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Clone)]
 pub(crate) struct Coordinator {
     pub(crate) table: Arc<Mutex<Table>>,
+    /// Something was added to the table.
+    changed: Arc<Notify>,
     connections: mpsc::Sender<Connection>,
 }
 
@@ -72,7 +74,8 @@ impl Fake {
         let address = Address::Unix(directory.join("coordinator.sock"));
         let listener = Listener::bind(&address).await.unwrap();
         let (sender, connections) = mpsc::channel(16);
-        let coordinator = Coordinator { table: Arc::default(), connections: sender };
+        let coordinator =
+            Coordinator { table: Arc::default(), changed: Arc::default(), connections: sender };
         let router = server()
             .add_service(WorkersServer::new(coordinator.clone()))
             .add_service(BlobsServer::new(coordinator.clone()));
@@ -111,13 +114,10 @@ impl Fake {
         digests: &[Digest],
         own_call: bool,
     ) -> Vec<wire::BlobChunk> {
-        let table = &self.coordinator.table;
         let digests = digests.iter().map(|digest| (*digest).into()).collect();
-        within(until(|| table.lock().lender.is_some())).await;
-        let lender = table.lock().lender.clone().unwrap();
+        let lender = self.coordinator.until(|table| table.lender.clone()).await;
         lender.send(Ok(wire::LendOrder { transfer, digests, own_call })).await.unwrap();
-        within(until(|| table.lock().delivered.contains_key(&transfer))).await;
-        table.lock().delivered.remove(&transfer).unwrap()
+        self.coordinator.until(|table| table.delivered.remove(&transfer)).await
     }
 
     /// How often a blob was read here.
@@ -128,7 +128,11 @@ impl Fake {
 
 impl Connection {
     pub(crate) async fn send(&self, body: to_worker::Body) {
-        within(self.to_worker.send(Ok(wire::ToWorker { body: Some(body) }))).await.unwrap();
+        self.say(wire::ToWorker { body: Some(body), ..Default::default() }).await;
+    }
+
+    async fn say(&self, message: wire::ToWorker) {
+        within(self.to_worker.send(Ok(message))).await.unwrap();
     }
 
     pub(crate) async fn welcome(&self, session: u64, resumed: bool) {
@@ -163,8 +167,7 @@ impl Connection {
     }
 
     pub(crate) async fn acknowledge(&self, attempt: u64) {
-        let acknowledge = wire::AcknowledgeAttempt { attempt };
-        self.send(to_worker::Body::Acknowledge(acknowledge)).await;
+        self.say(wire::ToWorker { body: None, acknowledged: vec![attempt] }).await;
     }
 }
 
@@ -172,10 +175,25 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("nothing happened in time")
 }
 
-/// Waits for something that nobody announces.
-pub(crate) async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+impl Coordinator {
+    /// Waits until the table gives something.
+    pub(crate) async fn until<T>(&self, mut pick: impl FnMut(&mut Table) -> Option<T>) -> T {
+        let picked = async {
+            loop {
+                let mut changed = std::pin::pin!(self.changed.notified());
+                changed.as_mut().enable();
+                if let Some(picked) = pick(&mut self.table.lock()) {
+                    return picked;
+                }
+                changed.await;
+            }
+        };
+        within(picked).await
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Table)) {
+        change(&mut self.table.lock());
+        self.changed.notify_waiters();
     }
 }
 
@@ -214,6 +232,7 @@ impl Workers for Coordinator {
         for (index, wanted) in (0..).zip(request.into_inner().blobs) {
             let digest = Digest::try_from(wanted.digest).unwrap();
             table.located.push(digest);
+            self.changed.notify_waiters();
             let lost = || Place::Lost("nobody has it".to_owned());
             let place = table.places.get(&digest).cloned().unwrap_or_else(lost);
             located.push(wire::Located { index, place: Some(place) });
@@ -272,8 +291,8 @@ impl Blobs for Coordinator {
             return Err(Status::permission_denied("a wrong secret"));
         }
         let (sender, orders) = mpsc::channel(4);
-        self.table.lock().lender = Some(sender);
-        let table = self.table.clone();
+        self.change(|table| table.lender = Some(sender));
+        let coordinator = self.clone();
         tokio::spawn(async move {
             let mut begun: HashMap<u64, Vec<wire::BlobChunk>> = HashMap::new();
             while let Ok(Some(message)) = messages.message().await {
@@ -283,7 +302,8 @@ impl Blobs for Coordinator {
                 begun.entry(delivery.transfer).or_default().extend(delivery.chunks);
                 if delivery.last {
                     let chunks = begun.remove(&delivery.transfer).unwrap_or_default();
-                    table.lock().delivered.insert(delivery.transfer, chunks);
+                    let transfer = delivery.transfer;
+                    coordinator.change(|table| drop(table.delivered.insert(transfer, chunks)));
                 }
             }
         });
@@ -300,7 +320,7 @@ impl Blobs for Coordinator {
             transfer = message.transfer;
             chunks.extend(message.chunks);
         }
-        self.table.lock().delivered.insert(transfer, chunks);
+        self.change(|table| drop(table.delivered.insert(transfer, chunks)));
         Ok(Response::new(wire::DeliverResponse {}))
     }
 

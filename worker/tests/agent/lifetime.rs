@@ -1,6 +1,8 @@
 //! Sessions that break, and workers that end.
 
 use std::fs;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use distbuild_proto::Address;
@@ -8,10 +10,12 @@ use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::{self, AttemptEnd, to_worker};
 use distbuild_worker::{Worker, WorkerConfig, WorkerError};
 use libtest_mimic::Trial;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fake::within;
+use crate::fake::{PATIENCE, within};
 use crate::rig::{Job, Rig, text};
 use crate::trial;
 
@@ -98,6 +102,19 @@ fn is_empty(path: &std::path::Path) -> bool {
     fs::read_dir(path).unwrap().flatten().all(|entry| entry.file_name() == "lock")
 }
 
+fn wait_until_empty(directories: &[PathBuf]) {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+    for directory in directories {
+        inotify.add_watch(directory, AddWatchFlags::IN_DELETE).unwrap();
+    }
+    let patience = PollTimeout::try_from(PATIENCE).unwrap();
+    while !directories.iter().all(|directory| is_empty(directory)) {
+        let mut events = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut events, patience).unwrap(), 1, "nothing more was removed");
+        inotify.read_events().unwrap();
+    }
+}
+
 async fn nothing_is_left() {
     let mut rig = Rig::start().await;
     let seconds = own("61");
@@ -134,12 +151,8 @@ async fn nothing_is_left_of_the_dropped() {
     assert!(matches!(rig.link.next().await, Body::AttemptBegun(_)));
     let state = rig.directory.path().join("state");
     drop(rig.worker);
-    let gone = async {
-        while !(is_empty(&state.join("run")) && is_empty(&state.join("actions"))) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    within(gone).await;
+    let directories = ["run", "actions"].map(|name| state.join(name));
+    tokio::task::spawn_blocking(move || wait_until_empty(&directories)).await.unwrap();
     assert_no_job(&seconds);
 }
 

@@ -8,7 +8,7 @@ use distbuild_proto::wire::located::Place;
 use distbuild_proto::{Address, Digest, DigestFunction, wire};
 use libtest_mimic::Trial;
 
-use crate::fake::{until, within};
+use crate::fake::Table;
 use crate::holder::Holder;
 use crate::rig::{Job, Rig, dep, text, tree};
 use crate::trial;
@@ -167,8 +167,8 @@ async fn waits_hold_up_nobody() {
     rig.fake.place(stuck_file, Place::Waits(true));
     let (free, free_file) = rig.source("free", b"free");
     rig.link.send(Job { source: Some(stuck), ..Job::new("cat stuck") }.assign(1)).await;
-    let table = rig.fake.coordinator.table.clone();
-    within(until(|| table.lock().located.contains(&stuck_file))).await;
+    let is_located = |table: &mut Table| table.located.contains(&stuck_file).then_some(());
+    rig.fake.coordinator.until(is_located).await;
     // The only call that may be under way waits for others, and is not counted.
     rig.link.send(Job { source: Some(free), ..Job::new("cat free") }.assign(2)).await;
     let (ended, _) = rig.link.end().await;
@@ -205,9 +205,8 @@ async fn waiting_stops_the_clock() {
     let mut job = Job { source: Some(source), ..Job::new("cat f") };
     job.timeout = Duration::from_millis(150);
     rig.link.send(job.assign(1)).await;
-    let table = rig.fake.coordinator.table.clone();
-    within(until(|| table.lock().located.len() >= 3)).await;
-    table.lock().places.insert(file, lender);
+    rig.fake.coordinator.until(|table| (table.located.len() >= 3).then_some(())).await;
+    rig.fake.place(file, lender);
     let (ended, _) = rig.link.end().await;
     assert_eq!(ended.end(), AttemptEnd::AttemptSucceeded, "{ended:?}");
     let timings = ended.result.unwrap().timings.unwrap();
