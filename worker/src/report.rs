@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use distbuild_cas::{
-    CollectError, CollectOptions, LeaseTreeError, StoreError, tree_from_directory,
+    CollectError, CollectOptions, CollectedTree, LeaseTreeError, StoreError, tree_from_directory,
 };
 use distbuild_proto::action::ActionError;
 use distbuild_proto::{AccessRecord, Digest, DigestError, wire};
@@ -147,10 +147,13 @@ pub(crate) fn report(
 ) -> Result<wire::AttemptEnded, Trouble> {
     let begin = std::time::Instant::now();
     let mut verdict = Verdict::of(&finished, agent)?;
-    let mut output_root = None;
+    let (mut output_root, mut output_directories) = (None, Vec::new());
     if verdict.end == wire::AttemptEnd::AttemptSucceeded {
         match collect(agent, &assignment, out)? {
-            Ok(root) => output_root = Some(root),
+            Ok(tree) => {
+                output_root = Some(tree.root);
+                output_directories = tree.inline.unwrap_or_default();
+            }
             Err(fault) => verdict = Verdict::failed(fault),
         }
     }
@@ -187,6 +190,7 @@ pub(crate) fn report(
         access_record: access_record.unwrap_or_default(),
         opened: opened.into_iter().map(Into::into).collect(),
         files_opened: u32::try_from(files_opened).unwrap_or(u32::MAX),
+        output_directories,
         ..Default::default()
     })
 }
@@ -196,7 +200,7 @@ fn collect(
     agent: &Agent,
     assignment: &Assignment,
     out: &Path,
-) -> Result<Result<Digest, String>, Trouble> {
+) -> Result<Result<CollectedTree, String>, Trouble> {
     let options = CollectOptions::new(assignment.function);
     let tree = match tree_from_directory(&agent.store, out, &options) {
         Ok(tree) => tree,
@@ -208,7 +212,7 @@ fn collect(
     for build in &assignment.builds {
         agent.pins.pin_tree(&agent.store, &tree.root, build)?;
     }
-    Ok(Ok(tree.root))
+    Ok(Ok(tree))
 }
 
 impl Verdict {

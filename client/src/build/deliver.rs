@@ -29,8 +29,8 @@ const AT_ONCE: usize = 16;
 /// What is to be done for a job.
 #[derive(Debug)]
 pub(crate) enum Errand {
-    /// Bring its outputs.
-    Deliver { job: u32, tree: Digest },
+    /// Bring its outputs; some directories of them, or none, have come with the result.
+    Deliver { job: u32, tree: Digest, directories: Vec<Bytes> },
     /// Bring what it printed.
     Print { job: u32, result: Box<wire::JobResult> },
 }
@@ -166,21 +166,23 @@ impl Courier {
     async fn run(self, errand: Errand) -> Done {
         let stop = self.stop.clone();
         match errand {
-            Errand::Deliver { job, tree } => self.deliver(job, tree).await,
+            Errand::Deliver { job, tree, directories } => {
+                self.deliver(job, tree, directories).await
+            }
             Errand::Print { job, result } => {
                 stop.run_until_cancelled(self.print(job, *result)).await.unwrap_or(Done::Dropped)
             }
         }
     }
 
-    async fn deliver(&self, job: u32, tree: Digest) -> Done {
+    async fn deliver(&self, job: u32, tree: Digest, directories: Vec<Bytes>) -> Done {
         let failed = |reason: String| {
             let name = self.plan.name(job);
             Done::Failed {
                 reason: format!("the outputs of {name:?} cannot be delivered: {reason}"),
             }
         };
-        match self.write(job, tree).await {
+        match self.write(job, tree, directories).await {
             Ok(()) => return Done::Delivered { job },
             Err(MaterializeError::Tree(LeaseTreeError::Missing(_))) => {}
             Err(error) => return failed(with_causes(&error)),
@@ -193,18 +195,29 @@ impl Courier {
             Some(Err(FetchTreeError::Fetch(error))) => return failed(with_causes(&error)),
             Some(Err(error)) => return failed(error.to_string()),
         }
-        match self.write(job, tree).await {
+        match self.write(job, tree, Vec::new()).await {
             Ok(()) => Done::Delivered { job },
             Err(error) => failed(with_causes(&error)),
         }
     }
 
-    /// Writes the directory if the store has all of it.
-    async fn write(&self, job: u32, tree: Digest) -> Result<(), MaterializeError> {
+    /// Writes the directory if the store has all of it, these directories included.
+    async fn write(
+        &self,
+        job: u32,
+        tree: Digest,
+        directories: Vec<Bytes>,
+    ) -> Result<(), MaterializeError> {
         let store = self.filler.store().clone();
         let destination = self.out.join(output_name(self.plan.name(job)));
         let shown = destination.clone();
-        let written = tokio::task::spawn_blocking(move || materialize(&store, &tree, &destination));
+        let written = tokio::task::spawn_blocking(move || {
+            for directory in directories {
+                let digest = tree.function().digest(&directory);
+                store.insert(&digest, &directory, false).map_err(LeaseTreeError::from)?;
+            }
+            materialize(&store, &tree, &destination)
+        });
         written.await.unwrap_or_else(|error| {
             let source = std::io::Error::other(error);
             Err(MaterializeError::Io { operation: "write", path: shown, source })

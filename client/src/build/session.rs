@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use distbuild_proto::Digest;
 use distbuild_proto::wire::build_event::Body;
 use distbuild_proto::wire::build_request::Body as Request;
@@ -207,7 +208,7 @@ impl Session {
         let Some(result) = finished.result else {
             return push_line(text, lines);
         };
-        let failed = (outcome == Outcome::Failed).then_some(result.failed_command);
+        let failed = result.failed_command.filter(|_| outcome == Outcome::Failed);
         if prints_nothing(&result) {
             push_line(text, lines);
         } else if let Some((stdout, stderr)) = inline(&result) {
@@ -223,17 +224,17 @@ impl Session {
             self.parts.deliveries.add(Errand::Print { job, result: Box::new(result.clone()) });
         }
         if succeeded(outcome) && self.parts.record.plan().is_requested(job) {
-            self.fetch_outputs(job, &result).await;
+            self.fetch_outputs(job, &result, finished.output_directories).await;
         }
     }
 
-    async fn fetch_outputs(&mut self, job: u32, result: &wire::JobResult) {
+    async fn fetch_outputs(&mut self, job: u32, result: &wire::JobResult, directories: Vec<Bytes>) {
         let tree = result.output_root.as_ref().map(Digest::try_from);
         match tree {
             Some(Ok(tree)) if self.parts.deliveries.is_in_place(job, &tree) => {
                 self.tell(Request::Delivered(wire::JobReport { job })).await;
             }
-            Some(Ok(tree)) => self.parts.deliveries.add(Errand::Deliver { job, tree }),
+            Some(Ok(tree)) => self.parts.deliveries.add(Errand::Deliver { job, tree, directories }),
             Some(Err(error)) => self.spoil(&error.to_string()).await,
             None => {
                 let name = self.parts.record.plan().name(job);
@@ -248,7 +249,7 @@ impl Session {
             if let Some(result) = remade.result
                 && self.parts.record.plan().is_requested(remade.job)
             {
-                self.fetch_outputs(remade.job, &result).await;
+                self.fetch_outputs(remade.job, &result, Vec::new()).await;
             }
         } else {
             let name = visible(self.parts.record.plan().name(remade.job));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use distbuild_proto::wire::build_event::Body;
 use distbuild_proto::wire::to_worker;
 use distbuild_proto::{Digest, wire};
@@ -41,6 +42,8 @@ pub(super) struct Records {
 pub(super) struct Ended {
     pub(super) result: Option<Arc<wire::JobResult>>,
     pub(super) reason: String,
+    /// The output tree, if it is small.
+    pub(super) directories: Vec<Bytes>,
 }
 
 impl Core {
@@ -330,7 +333,10 @@ impl Core {
             &report,
             attempt.queued_ms,
         );
-        self.ended.insert(id, Ended { result, reason: report.reason });
+        self.ended.insert(
+            id,
+            Ended { result, reason: report.reason, directories: report.output_directories },
+        );
         self.scheduler.handle(self.now(), sched::Event::AttemptEnded { attempt: id, end });
     }
 
@@ -411,7 +417,8 @@ impl Core {
         let (job, number) = (attempt.job, attempt.number);
         self.count(&job, &report, attempt.client_bytes);
         self.append_attempt_finished(job, number, worker, &report, attempt.queued_ms);
-        self.ended.insert(id, Ended { result: None, reason: report.reason });
+        self.ended
+            .insert(id, Ended { result: None, reason: report.reason, directories: Vec::new() });
     }
 }
 

@@ -159,6 +159,12 @@ impl Core {
             Outcome::Skipped { .. } | Outcome::Cancelled | Outcome::NoWorker { .. }
         );
         let result = record.result.as_deref().filter(|_| shows_result).cloned();
+        let is_requested = build.header.wants_outputs && build.requested[job.index as usize];
+        let output_directories = attempt_of(outcome)
+            .filter(|_| is_requested)
+            .and_then(|attempt| self.ended.get(&attempt))
+            .map(|ended| ended.directories.clone())
+            .unwrap_or_default();
         build.job_mut(job).prepared = None;
         build.events.append(Body::JobFinished(wire::JobFinished {
             job: build.client_number(job),
@@ -167,6 +173,7 @@ impl Core {
             reason,
             dependency,
             joined: matches!(outcome, Outcome::Succeeded { how: How::Joined { .. } }),
+            output_directories,
         }));
         let undelivered = !build.header.wants_outputs && build.requested[job.index as usize];
         if undelivered && matches!(outcome, Outcome::Succeeded { .. }) {
@@ -177,12 +184,7 @@ impl Core {
     /// Keeps the result of the attempt that ended a job; a job that joined another's attempt pins
     /// the outputs and ties its own key to the action.
     fn take_result(&mut self, job: JobRef, outcome: Outcome) {
-        let attempt = match outcome {
-            Outcome::Succeeded { how: How::Executed { attempt } | How::Joined { attempt } }
-            | Outcome::Failed { attempt }
-            | Outcome::TimedOut { attempt } => attempt,
-            _ => return,
-        };
+        let Some(attempt) = attempt_of(outcome) else { return };
         let Some(result) = self.ended.get(&attempt).and_then(|ended| ended.result.clone()) else {
             return;
         };
@@ -340,6 +342,16 @@ impl Core {
 fn amount(resources: sched::Resources) -> String {
     let cores = f64::from(resources.milli_cores) / 1000.0;
     format!("{cores} cores and {} MiB of memory", resources.memory_bytes >> 20)
+}
+
+/// The attempt that a job ended with.
+fn attempt_of(outcome: Outcome) -> Option<sched::AttemptId> {
+    match outcome {
+        Outcome::Succeeded { how: How::Executed { attempt } | How::Joined { attempt } }
+        | Outcome::Failed { attempt }
+        | Outcome::TimedOut { attempt } => Some(attempt),
+        _ => None,
+    }
 }
 
 /// Why a job cannot be lowered.

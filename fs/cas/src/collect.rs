@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock};
 use std::thread::{self, Scope, ScopedJoinHandle};
 
+use bytes::Bytes;
 use distbuild_proto::{
     Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, PathError, SymlinkNode,
     TreeError,
@@ -52,13 +53,15 @@ pub struct CollectOptions {
     pub threads: usize,
     /// How many files, directories and links there may be altogether.
     pub max_entries: u64,
+    /// Up to how many bytes of directories are given back beside their digests.
+    pub inline_bytes: usize,
 }
 
 impl CollectOptions {
-    /// Two million entries; as many threads as processors, but four at most.
+    /// Two million entries; as many threads as processors, but four at most; 16 KiB of directories.
     pub fn new(function: DigestFunction) -> Self {
         let threads = (*PROCESSORS).min(MAX_THREADS);
-        Self { function, threads, max_entries: 2_000_000 }
+        Self { function, threads, max_entries: 2_000_000, inline_bytes: 16 << 10 }
     }
 }
 
@@ -69,6 +72,9 @@ pub struct CollectedTree {
     pub root: Digest,
     /// The digests of all directories, the root last.
     pub directories: Vec<Digest>,
+    /// The encoded directories in the same order, if they are not larger together than
+    /// [`CollectOptions::inline_bytes`].
+    pub inline: Option<Vec<Bytes>>,
     /// How many regular files there are.
     pub files: u64,
     /// How many bytes the files have.
@@ -153,7 +159,7 @@ pub fn tree_from_directory(
         Some(failure) => return Err(failure),
         None => walked?,
     }
-    gathered.build(store, options.function)
+    gathered.build(store, options)
 }
 
 /// What was found so far.
@@ -193,9 +199,11 @@ impl Gathered {
     fn build(
         mut self,
         store: &DiskStore,
-        function: DigestFunction,
+        options: &CollectOptions,
     ) -> Result<CollectedTree, CollectError> {
+        let function = options.function;
         let mut digests = Vec::with_capacity(self.directories.len());
+        let (mut inline, mut inline_bytes) = (Some(Vec::new()), 0);
         while let Some(found) = self.directories.pop() {
             let Found { path, parent, files, directories, symlinks } = found;
             let directory = Directory::new(files, directories, symlinks)
@@ -204,6 +212,11 @@ impl Gathered {
             self.lease.extend(&[digest]);
             store.insert(&digest, &blob, false)?;
             digests.push(digest);
+            inline_bytes += blob.len();
+            inline = inline.filter(|_| inline_bytes <= options.inline_bytes);
+            if let Some(inline) = &mut inline {
+                inline.push(blob);
+            }
             if let Some((parent, name)) = parent
                 && let Some(parent) = self.directories.get_mut(parent)
             {
@@ -214,6 +227,7 @@ impl Gathered {
         Ok(CollectedTree {
             root,
             directories: digests,
+            inline,
             files: self.files,
             bytes: self.bytes,
             lease: self.lease,

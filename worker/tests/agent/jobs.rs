@@ -45,6 +45,12 @@ async fn outputs_reach_dependents() {
     let mut rig = Rig::start().await;
     let first = rig.run(1, Job::new("mkdir /distbuild/out/d && echo hi >/distbuild/out/d/f")).await;
     let root = first.result.unwrap().output_root;
+    let digests: Vec<wire::Digest> = first
+        .output_directories
+        .iter()
+        .map(|directory| distbuild_proto::DigestFunction::Blake3.digest(directory).into())
+        .collect();
+    assert_eq!((digests.len(), digests.last()), (2, root.as_ref()));
     let mut job = Job::new("cat /distbuild/dep/0/d/f; test ! -e /distbuild/dep/0/none");
     job.deps = vec![dep(&root)];
     let second = rig.run(2, job).await;

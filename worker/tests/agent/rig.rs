@@ -33,17 +33,21 @@ impl<'a> Job<'a> {
     }
 
     pub(crate) fn action(&self) -> (Action, Vec<Bytes>) {
-        let roots: Vec<_> =
-            self.deps.iter().map(|dep| Digest::try_from(dep.root.clone()).unwrap()).collect();
-        let (root, blobs) = input_root(self.source, &roots, DigestFunction::Blake3).unwrap();
         let argv =
             ["/bin/sh", "-c", self.script].map(|word| Bytes::copy_from_slice(word.as_bytes()));
         let environ = vec![Bytes::from_static(b"PATH=/usr/bin:/bin")];
         let directory = Bytes::from_static(b"/distbuild/src");
         let step = ExecStep::new(argv.into(), environ, directory).unwrap();
+        self.action_of(vec![Step::Exec(step)])
+    }
+
+    fn action_of(&self, steps: Vec<Step>) -> (Action, Vec<Bytes>) {
+        let roots: Vec<_> =
+            self.deps.iter().map(|dep| Digest::try_from(dep.root.clone()).unwrap()).collect();
+        let (root, blobs) = input_root(self.source, &roots, DigestFunction::Blake3).unwrap();
         let action = Action::new(ActionParts {
             layout: Layout::Native,
-            steps: vec![Step::Exec(step)],
+            steps,
             input_root: root,
             output_paths: vec![],
             platform: Platform::new([("os", "linux")]),
@@ -58,7 +62,21 @@ impl<'a> Job<'a> {
     }
 
     pub(crate) fn assign(self, attempt: u64) -> to_worker::Body {
-        let (action, directories) = self.action();
+        let made = self.action();
+        self.assign_action(attempt, made)
+    }
+
+    /// Only what is around the commands of a job.
+    pub(crate) fn assign_without_commands(self, attempt: u64) -> to_worker::Body {
+        let made = self.action_of(Vec::new());
+        self.assign_action(attempt, made)
+    }
+
+    fn assign_action(
+        self,
+        attempt: u64,
+        (action, directories): (Action, Vec<Bytes>),
+    ) -> to_worker::Body {
         to_worker::Body::Assign(wire::Assign {
             attempt,
             job_name: format!("job {attempt}"),

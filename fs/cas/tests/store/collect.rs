@@ -32,6 +32,9 @@ fn a_directory_becomes_a_tree_and_back_the_same_directory() {
     let tree = tree_from_directory(&store, &out, &options()).unwrap();
     assert_eq!((tree.files, tree.bytes, tree.directories.len()), (3, 7, 3));
     assert_eq!(tree.directories.last(), Some(&tree.root));
+    let inline = tree.inline.as_ref().expect("few directories are given back");
+    let named = inline.iter().map(|directory| options().function.digest(directory));
+    assert_eq!(named.collect::<Vec<_>>(), tree.directories);
     let stored = store.blob_path(&digest(b"tool"), true);
     assert_eq!(fs::metadata(stored).unwrap().ino(), inode);
     assert_eq!(store.complete(&tree.root).unwrap(), Completeness::Complete);
@@ -41,8 +44,9 @@ fn a_directory_becomes_a_tree_and_back_the_same_directory() {
     assert_eq!(fs::read(again.join(OsStr::from_bytes(b"odd \n\xfe"))).unwrap(), b"odd");
     assert!(fs::symlink_metadata(again.join("sub/outside")).unwrap().is_symlink());
     assert!(again.join("sub/empty").is_dir());
-    let second = tree_from_directory(&store, &again, &options()).unwrap();
-    assert_eq!(second.root, tree.root);
+    let few = CollectOptions { inline_bytes: inline[0].len(), ..options() };
+    let second = tree_from_directory(&store, &again, &few).unwrap();
+    assert_eq!((second.root, &second.inline), (tree.root, &None));
     // Two files, what is empty, two directories.
     assert_eq!(store.leased_blobs(), 5);
     drop((tree, second));
