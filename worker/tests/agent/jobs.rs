@@ -13,6 +13,7 @@ use crate::trial;
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("a_command_runs_and_reports_its_output", a_command_runs),
+        trial("an_action_without_commands_succeeds_with_an_empty_tree", no_commands),
         trial("an_output_reaches_the_job_that_depends_on_it", outputs_reach_dependents),
         trial("a_failing_command_reports_its_code", failures),
         trial("a_time_out_keeps_what_was_written", time_out),
@@ -38,6 +39,16 @@ async fn a_command_runs() {
     assert_eq!(result.worker, "w1");
     assert_eq!(result.action_key.len(), 32);
     assert!(AccessRecord::decode(&ended.access_record).unwrap().is_complete());
+    rig.worker.shutdown().await;
+}
+
+async fn no_commands() {
+    let mut rig = Rig::start().await;
+    rig.link.send(Job::new("").assign_without_commands(1)).await;
+    let (ended, _) = rig.link.end().await;
+    assert_eq!(ended.end(), AttemptEnd::AttemptSucceeded, "{ended:?}");
+    let nothing = distbuild_proto::DigestFunction::Blake3.digest(b"");
+    assert_eq!(ended.result.unwrap().output_root, Some(nothing.into()));
     rig.worker.shutdown().await;
 }
 
