@@ -54,8 +54,11 @@ impl Pins {
             return Some(false);
         }
         if let Some(root) = root {
-            match self.pin_tree(store, &root, build) {
-                Ok(()) => {}
+            // What a build asks about again it has missed: then nothing is taken for granted.
+            let again = self.has_pinned(&root, build);
+            let lease = if again { store.lease_tree(&root) } else { store.claim_tree(&root) };
+            match lease {
+                Ok(lease) => self.keep(lease, build),
                 Err(LeaseTreeError::Missing(_)) => return Some(false),
                 Err(LeaseTreeError::Store(error)) => {
                     tracing::warn!(tree.root = %root, %error, "failed to check a tree");
@@ -83,13 +86,21 @@ impl Pins {
     ) -> Result<(), LeaseTreeError> {
         // Even a tree that is pinned already may have been damaged since, so it is leased anew; this
         // costs a look-up.
-        let lease = store.lease_tree(root)?;
+        self.keep(store.lease_tree(root)?, build);
+        Ok(())
+    }
+
+    fn has_pinned(&self, root: &Digest, build: &str) -> bool {
+        let state = self.state.lock();
+        state.builds.get(build).is_some_and(|pinned| pinned.roots.contains(root))
+    }
+
+    fn keep(&self, lease: TreeLease, build: &str) {
         if let Some(pinned) = self.state.lock().pinned(build)
-            && pinned.roots.insert(*root)
+            && pinned.roots.insert(*lease.root())
         {
             pinned.trees.push(lease);
         }
-        Ok(())
     }
 
     /// Pins blobs for a build.
@@ -179,6 +190,26 @@ mod tests {
         // An attempt that ends late pins nothing for it.
         pins.pin_tree(&store, &whole, "b").unwrap();
         assert!(pins.state.lock().builds.is_empty());
+    }
+
+    #[test]
+    fn a_tree_that_is_remembered_and_not_there_is_confirmed_once_at_most() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DiskStore::open(StoreConfig::new(dir.path())).unwrap();
+        let roots = [store_tree(&store, "one", true), store_tree(&store, "other", true)];
+        roots.iter().for_each(|root| drop(store.lease_tree(root).unwrap()));
+        store.remember_trees().unwrap();
+        drop(store);
+        let store = DiskStore::open(StoreConfig::new(dir.path())).unwrap();
+        for text in ["one", "other"] {
+            let blob = DigestFunction::Blake3.digest(text.as_bytes());
+            std::fs::remove_file(store.blob_path(&blob, false)).unwrap();
+        }
+        let pins = Pins::default();
+        assert_eq!(pins.check(&store, &claims(&roots[..1])), [1]);
+        assert_eq!(pins.check(&store, &claims(&roots[..1])), [0]);
+        // One disappointment, and nothing is believed any more.
+        assert_eq!(pins.check(&store, &claims(&roots)), [0, 0]);
     }
 
     #[test]

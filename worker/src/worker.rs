@@ -217,6 +217,11 @@ impl RunningWorker {
         if tokio::time::timeout(limits.helper_end, tasks.wait()).await.is_err() {
             tracing::warn!("tasks of the worker do not end");
         }
+        let store = agent.store.clone();
+        let remembered = tokio::task::spawn_blocking(move || store.remember_trees()).await;
+        if let Ok(Err(error)) = remembered {
+            tracing::warn!(%error, "which trees are complete is not remembered");
+        }
         // With the last handle of the agent the spawner's socket closes.
         drop(agent);
         helper.end(limits.helper_end).await;

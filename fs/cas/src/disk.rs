@@ -35,6 +35,7 @@ use crate::index::{Evicted, Identity, Index, Presence};
 use crate::layout::{Layout, Variant};
 use crate::lock::ProcessLock;
 use crate::partial::PieceHashCache;
+use crate::remembered::Stamp;
 use crate::store_id::StoreId;
 use crate::temporary::{TemporaryFile, TemporaryFolder};
 use crate::tree_check::Trees;
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     // Before the lock: the folder is removed while the store is still held.
     pub(crate) temporary: TemporaryFolder,
     pub(crate) process_lock: ProcessLock,
+    pub(crate) stamp: Stamp,
     /// Taken after `trees` where both are needed.
     pub(crate) index: Mutex<Index>,
     pub(crate) trees: Mutex<Trees>,
@@ -92,6 +94,7 @@ impl DiskStore {
             make_folder(&layout.function_folder(function))?;
         }
         make_folder(&layout.quarantine())?;
+        let stamp = Stamp::open(&layout)?;
         let temporary = TemporaryFolder::open(&layout, &StoreId::random()?.to_string())?;
         let shared = Arc::new(Shared {
             config,
@@ -99,6 +102,7 @@ impl DiskStore {
             id,
             temporary,
             process_lock,
+            stamp,
             index: Mutex::new(Index::new()),
             trees: Mutex::new(Trees::new()),
             piece_hashes: Mutex::new(PieceHashCache::new()),
@@ -107,6 +111,7 @@ impl DiskStore {
             wake: Wake::default(),
             unlooked: Unlooked::default(),
         });
+        shared.load_trees();
         let evictor = Arc::new(Evictor::start(&shared)?);
         Ok(Self { shared, _evictor: evictor })
     }
@@ -222,8 +227,9 @@ impl Shared {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Damage is a removal too.
+    /// Damage is a removal too, and one that happens while other processes use the store.
     pub(crate) fn count_damage(&self) {
+        self.stamp.renew(&self.layout);
         self.damage.fetch_add(1, Ordering::AcqRel);
         self.count_removal();
     }

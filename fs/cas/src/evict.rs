@@ -70,6 +70,7 @@ impl Shared {
         let failed = |source| StoreError::io("lock", &self.layout.lock(), source);
         let mut freed_bytes = 0;
         let mut pass = None;
+        let _evicting = self.begin_eviction();
         loop {
             let Some(mut exclusive) = self.process_lock.try_exclusive().map_err(failed)? else {
                 if pass.is_none() {
@@ -81,11 +82,13 @@ impl Shared {
                 self.scan()?;
             }
             self.drop_idle_trees();
+            self.hold_claimed_trees();
             // Not before the first scan: only now is all known that there is.
             let (bytes, looks) = pass.get_or_insert_with(|| self.plan(wanted));
             if freed_bytes >= *bytes || *looks == 0 || self.wake.stopping() {
                 break;
             }
+            self.stamp.renew(&self.layout);
             freed_bytes += self.free_batch(*bytes - freed_bytes, looks);
         }
         if freed_bytes > 0 {

@@ -3,7 +3,7 @@
 //! `<root>/<function>/<first 2 hex digits>/<the other digits>-<size>`, with `.x` behind it for the
 //! executable variant. The two variants are two inodes, because a mode belongs to an inode. Beside
 //! the functions' folders lie `tmp` (files being written), `quarantine` (files whose bytes were
-//! not what their name says), `lock` and `store-id`.
+//! not what their name says), `lock`, `store-id`, `stamp` and `complete-trees` ([`crate::remembered`]).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -90,6 +90,14 @@ impl Layout {
 
     pub(crate) fn lock(&self) -> PathBuf {
         self.root.join("lock")
+    }
+
+    pub(crate) fn stamp(&self) -> PathBuf {
+        self.root.join("stamp")
+    }
+
+    pub(crate) fn complete_trees(&self) -> PathBuf {
+        self.root.join("complete-trees")
     }
 
     pub(crate) fn store_id(&self) -> PathBuf {

@@ -26,6 +26,7 @@ mod materialize;
 mod memory;
 mod partial;
 pub mod pieces;
+mod remembered;
 mod scan;
 pub mod serving;
 mod store_id;

@@ -6,6 +6,11 @@
 //! a tree, or of one that shares subtrees, touches only what is new. A tree whose last lease ends
 //! stays held as *idle*: it costs memory, not room, since an eviction first drops all idle trees.
 //!
+//! A tree that is known to be complete can be **claimed**: leased by its root alone, without a look at
+//! what it reaches. An eviction first turns claims into holds, and while one runs there are no new
+//! claims. So a process that confirms ten thousand results and evicts nothing reads none of them;
+//! [`crate::remembered`] brings what one process knew to the next.
+//!
 //! Damage beats leases. A held tree therefore remembers the count of damaged blobs at which it was
 //! last found complete, and is walked again when that has grown.
 
@@ -66,6 +71,8 @@ pub enum LeaseTreeError {
 pub struct TreeLease {
     shared: Arc<Shared>,
     root: Digest,
+    /// Of the root alone, unless an eviction has made a hold of it.
+    claim: bool,
 }
 
 /// What is remembered of trees; see the module.
@@ -76,6 +83,12 @@ pub(crate) struct Trees {
     held: HashMap<Digest, Held>,
     held_blobs: usize,
     idle: VecDeque<Digest>,
+    /// Leases by the root alone.
+    claimed: HashMap<Digest, u32>,
+    /// Evictions that run.
+    evictions: u32,
+    /// Something is complete that the list on disk does not say.
+    news: bool,
 }
 
 /// The digests in one directory.
@@ -116,13 +129,31 @@ impl DiskStore {
         }
         let mut lacking = Lacking::default();
         let held = self.shared.hold(root, &mut lacking);
-        let lease = TreeLease { shared: self.shared.clone(), root: *root };
+        let lease = TreeLease { shared: self.shared.clone(), root: *root, claim: false };
         held?;
         // Something may have left between the look and the hold; not after it.
         match lacking.completeness() {
             Completeness::Complete => Ok(lease),
-            Completeness::Missing(missing) => Err(missing.into()),
+            Completeness::Missing(missing) => {
+                // Or what was known of it was wrong, and so may be what is known of others.
+                self.shared.count_damage();
+                Err(missing.into())
+            }
         }
+    }
+}
+
+impl DiskStore {
+    /// Leases a tree as [`Self::lease_tree`] does, but takes what is known of it for granted: blobs that
+    /// somebody has removed by hand since are missed by who reads them.
+    ///
+    /// # Errors
+    /// As for [`Self::lease_tree`].
+    pub fn claim_tree(&self, root: &Digest) -> Result<TreeLease, LeaseTreeError> {
+        if self.shared.claim(root) {
+            return Ok(TreeLease { shared: self.shared.clone(), root: *root, claim: true });
+        }
+        self.lease_tree(root)
     }
 }
 
@@ -135,7 +166,7 @@ impl TreeLease {
 
 impl Drop for TreeLease {
     fn drop(&mut self) {
-        self.shared.release_tree(&self.root);
+        self.shared.release_tree(&self.root, self.claim);
         self.shared.released();
     }
 }
@@ -148,11 +179,32 @@ impl Trees {
             held: HashMap::new(),
             held_blobs: 0,
             idle: VecDeque::new(),
+            claimed: HashMap::new(),
+            evictions: 0,
+            news: false,
         }
     }
 
+    /// Takes over what was complete when the store was opened; the tree used last comes first.
+    pub(crate) fn recall(&mut self, roots: Vec<Digest>, generation: u64) {
+        for root in roots.into_iter().rev() {
+            self.complete.put(root, generation);
+        }
+    }
+
+    /// What is complete at this generation, the tree used last first; none if there is no news.
+    pub(crate) fn news(&mut self, generation: u64, most: usize) -> Option<Vec<Digest>> {
+        let complete = self.complete.iter().filter(|(_, at)| **at == generation);
+        std::mem::take(&mut self.news).then(|| complete.take(most).map(|(root, _)| *root).collect())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn claims(&self, root: &Digest) -> u32 {
+        self.claimed.get(root).copied().unwrap_or(0)
+    }
+
     /// Whether the tree is known to be complete at this generation and count of damages.
-    fn known_complete(&mut self, root: &Digest, generation: u64, damage: u64) -> bool {
+    pub(crate) fn known_complete(&mut self, root: &Digest, generation: u64, damage: u64) -> bool {
         self.complete.get(root) == Some(&generation)
             || self.held.get(root).is_some_and(|held| held.complete_at == Some(damage))
     }
@@ -218,7 +270,7 @@ impl Shared {
         if answer == Completeness::Complete {
             let mut trees = self.trees.lock();
             for digest in walked {
-                trees.complete.put(digest, generation);
+                trees.news |= trees.complete.put(digest, generation) != Some(generation);
                 if let Some(held) = trees.held.get_mut(&digest) {
                     held.complete_at = Some(damage);
                 }
@@ -230,8 +282,17 @@ impl Shared {
     /// Adds a reference to a tree, pinning what is not held yet. Whatever the outcome, the
     /// reference is there and is to be released.
     fn hold(&self, root: &Digest, lacking: &mut Lacking) -> Result<(), StoreError> {
+        self.hold_in(&mut self.trees.lock(), root, lacking)
+    }
+
+    /// As [`Self::hold`], for who has locked the trees.
+    fn hold_in(
+        &self,
+        trees: &mut Trees,
+        root: &Digest,
+        lacking: &mut Lacking,
+    ) -> Result<(), StoreError> {
         let damage = self.damage();
-        let mut trees = self.trees.lock();
         let mut left = vec![*root];
         let mut new = Vec::new();
         let mut outcome = Ok(());
@@ -247,7 +308,7 @@ impl Shared {
                 continue;
             }
             self.index.lock().pin(&digest);
-            let children = match self.children_in(&mut trees, &digest, lacking) {
+            let children = match self.children_in(trees, &digest, lacking) {
                 Ok(children) => children.unwrap_or_default(),
                 Err(error) => {
                     outcome = Err(error);
@@ -281,10 +342,17 @@ impl Shared {
         outcome
     }
 
-    fn release_tree(&self, root: &Digest) {
+    fn release_tree(&self, root: &Digest, claim: bool) {
         let damage = self.damage();
         let mut trees = self.trees.lock();
         let trees = &mut *trees;
+        if let Some(count) = trees.claimed.get_mut(root).filter(|_| claim) {
+            *count -= 1;
+            if *count == 0 {
+                trees.claimed.remove(root);
+            }
+            return;
+        }
         let Some(held) = trees.held.get_mut(root) else {
             return;
         };
@@ -298,6 +366,36 @@ impl Shared {
             || (trees.held_blobs > HELD_WITH_IDLE && !trees.idle.is_empty())
         {
             trees.drop_oldest_idle(&mut self.index.lock());
+        }
+    }
+
+    /// Leases a tree by its root, if it is known to be complete and nothing is about to go.
+    fn claim(&self, root: &Digest) -> bool {
+        let (generation, damage) = (self.generation(), self.damage());
+        let mut trees = self.trees.lock();
+        let known = trees.evictions == 0 && trees.known_complete(root, generation, damage);
+        if known {
+            *trees.claimed.entry(*root).or_insert(0) += 1;
+        }
+        known
+    }
+
+    /// From here on until the end of what this returns nobody claims a tree.
+    pub(crate) fn begin_eviction(&self) -> Evicting<'_> {
+        self.trees.lock().evictions += 1;
+        Evicting(self)
+    }
+
+    /// Pins what claimed trees reach.
+    pub(crate) fn hold_claimed_trees(&self) {
+        let mut trees = self.trees.lock();
+        for (root, count) in std::mem::take(&mut trees.claimed) {
+            for _ in 0..count {
+                // What is missing cannot be pinned; who reads it finds out.
+                if let Err(error) = self.hold_in(&mut trees, &root, &mut Lacking::default()) {
+                    tracing::warn!(tree.root = %root, %error, "failed to pin a tree");
+                }
+            }
         }
     }
 
@@ -369,6 +467,15 @@ impl Shared {
             blobs: directory.files().iter().map(|file| file.digest).collect(),
             directories: directory.directories().iter().map(|node| node.digest).collect(),
         })))
+    }
+}
+
+/// An eviction that runs.
+pub(crate) struct Evicting<'a>(&'a Shared);
+
+impl Drop for Evicting<'_> {
+    fn drop(&mut self) {
+        self.0.trees.lock().evictions -= 1;
     }
 }
 

@@ -110,6 +110,7 @@ impl Shared {
         let path = self.layout.variant_path(digest, variant);
         let aside = self.layout.quarantine_path(digest, variant);
         tracing::error!(blob.digest = %digest, path = %aside.display(), "a damaged blob is put aside");
+        self.stamp.renew(&self.layout);
         let moved =
             fs::rename(&path, &aside).or_else(|_| match fs::symlink_metadata(&path)?.is_dir() {
                 true => fs::remove_dir_all(&path),

@@ -84,6 +84,61 @@ fn what_a_build_writes_about_itself_is_no_input_of_the_next() {
 }
 
 #[test]
+fn outputs_that_somebody_changed_or_removed_come_back() {
+    let project = Project::with_jobs(json!([
+        shell("a", "echo a > {{OUTPUT_DIR}}/f"),
+        shell(
+            "b",
+            "mkdir {{OUTPUT_DIR}}/d; echo b > {{OUTPUT_DIR}}/d/f; echo b > {{OUTPUT_DIR}}/g"
+        ),
+    ]));
+    let cache = tempfile::tempdir().unwrap();
+    let build = || Build::of(&project.graph()).env("XDG_CACHE_HOME", cache.path()).succeed();
+    build();
+    let changes: [&dyn Fn(); 4] = [
+        &|| std::fs::write(project.out("a").join("f"), "X\n").unwrap(),
+        &|| std::fs::remove_file(project.out("b").join("d/f")).unwrap(),
+        &|| std::fs::write(project.out("b").join("d/more"), "").unwrap(),
+        &|| std::fs::remove_dir_all(project.join("distbuild-out")).unwrap(),
+    ];
+    for change in changes {
+        change();
+        assert_eq!(build().jobs("cached"), 2);
+        assert_eq!(project.output("a", "f"), "a\n");
+        assert_eq!(
+            (project.output("b", "d/f"), project.output("b", "g")),
+            ("b\n".into(), "b\n".into())
+        );
+        assert!(!project.out("b").join("d/more").exists());
+    }
+}
+
+#[test]
+fn blobs_that_somebody_removed_from_a_cache_that_takes_them_to_be_there_are_made_again() {
+    let project = Project::with_jobs(json!([
+        shell_with("a", &["in"], &[], "cp in {{OUTPUT_DIR}}/f"),
+        shell_with("b", &["more"], &["a"], "cat more {{DEP:a}}/f > {{OUTPUT_DIR}}/f"),
+    ]));
+    project.file("in", "x");
+    project.file("more", "1");
+    let cache = tempfile::tempdir().unwrap();
+    let build = || Build::of(&project.graph()).env("XDG_CACHE_HOME", cache.path()).succeed();
+    build();
+    let store = cache.path().join("distbuild/worker/store");
+    for path in files_below(&store.join("blake3")) {
+        if path.is_file() {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert!(store.join("complete-trees").is_file(), "the next build believes in the blobs");
+    std::fs::remove_dir_all(project.join("distbuild-out")).unwrap();
+    // One job's outputs are wanted here, and by another job that has to run.
+    project.file("more", "2");
+    build();
+    assert_eq!((project.output("a", "f"), project.output("b", "f")), ("x".into(), "2x".into()));
+}
+
+#[test]
 fn a_cache_directory_that_cannot_be_used_is_named() {
     let project = Project::with_jobs(json!([shell("a", "true")]));
     project.file("file", "");
