@@ -144,6 +144,11 @@ impl Cache {
         self.0.join("files.db")
     }
 
+    /// Digests of outputs that were found in their places.
+    pub(crate) fn delivered(&self) -> PathBuf {
+        self.0.join("delivered")
+    }
+
     /// State of the embedded coordinator.
     pub(crate) fn coordinator(&self) -> PathBuf {
         self.0.join("coordinator")

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::{Buf, Bytes};
-use distbuild_cas::ingest::{StatCache, digest_trees};
+use distbuild_cas::ingest::{StatCache, TreeMemory};
 use distbuild_cas::{Filler, LeaseTreeError, MaterializeError, Want, materialize};
 use distbuild_proto::{Digest, wire};
 use tokio::task::JoinSet;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fetch::{FetchTreeError, Outputs, fetch_tree};
 use super::plan::Plan;
-use crate::places::output_name;
+use crate::places::{Places, output_name};
 
 /// Tasks at a time.
 const AT_ONCE: usize = 16;
@@ -250,21 +250,21 @@ impl Courier {
 
 /// The trees that lie in the output directory under the names of requested jobs. Blocks.
 pub(crate) fn existing(
-    out: &std::path::Path,
+    places: &Places,
     plan: &Plan,
     stat_cache: &StatCache,
 ) -> HashMap<u32, Digest> {
-    let Ok(entries) = std::fs::read_dir(out) else { return HashMap::new() };
-    let names: std::collections::HashSet<_> =
-        entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let folder = places.cache.delivered();
+    let mut memory = TreeMemory::open(&folder, &places.out, stat_cache.function());
     let numbers = 0..u32::try_from(plan.len()).unwrap_or(u32::MAX);
-    let (jobs, paths): (Vec<u32>, Vec<PathBuf>) = numbers
+    let (jobs, names): (Vec<u32>, Vec<String>) = numbers
         .filter(|job| plan.is_requested(*job))
         .map(|job| (job, output_name(plan.name(job))))
-        .filter(|(_, name)| names.contains(std::ffi::OsStr::new(name)))
-        .map(|(job, name)| (job, out.join(name)))
         .unzip();
-    let digests = digest_trees(&paths, stat_cache, SystemTime::now());
+    let digests = memory.digest_trees(&names, stat_cache, SystemTime::now());
+    if let Err(error) = memory.save() {
+        tracing::warn!(path = %folder.display(), %error, "outputs in place not remembered");
+    }
     jobs.into_iter().zip(digests).filter_map(|(job, digest)| Some((job, digest.ok()?))).collect()
 }
 

@@ -196,9 +196,9 @@ impl Build {
         std::fs::create_dir_all(&out)
             .map_err(|error| Failure::infrastructure(format!("failed to make {out:?}: {error}")))?;
         let existing = {
-            let (out, plan) = (out.clone(), self.plan.clone());
+            let (places, plan) = (self.options.places.clone(), self.plan.clone());
             let stat_cache = sources.stat_cache.clone();
-            tokio::task::spawn_blocking(move || deliver::existing(&out, &plan, &stat_cache))
+            tokio::task::spawn_blocking(move || deliver::existing(&places, &plan, &stat_cache))
         };
         let (requests, messages) = mpsc::channel(WAITING_REQUESTS);
         let submission = {

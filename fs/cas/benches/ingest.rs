@@ -7,11 +7,11 @@
 
 use std::fs;
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use distbuild_cas::ingest::{Ingest, StatCache, digest_trees};
+use distbuild_cas::ingest::{Ingest, StatCache, TreeMemory};
 use distbuild_proto::DigestFunction;
 use distbuild_proto::graph::InputPattern;
 
@@ -77,11 +77,17 @@ fn main() {
     row("10 000 jobs with one common directory (10 000 files)", || {
         black_box(ingest(&cache).snapshot(&one_directory, now).unwrap());
     });
-    let places: Vec<PathBuf> = (0..OUTPUTS).map(|job| outputs.join(job.to_string())).collect();
-    let digests = digest_trees(&places, &cache, now);
-    assert!(digests.iter().all(Result::is_ok));
-    row("10 000 output directories of two files, cached", || {
-        black_box(digest_trees(&places, &cache, now));
+    let names: Vec<String> = (0..OUTPUTS).map(|job| job.to_string()).collect();
+    let memory =
+        || TreeMemory::open(&directory.path().join("delivered"), &outputs, cache.function());
+    row("10 000 output directories of two files, read with the stat cache", || {
+        assert!(memory().digest_trees(&names, &cache, now).iter().all(Result::is_ok));
+    });
+    let mut first = memory();
+    first.digest_trees(&names, &cache, now);
+    first.save().unwrap();
+    row("10 000 output directories of two files, remembered", || {
+        assert!(memory().digest_trees(&names, &cache, now).iter().all(Result::is_ok));
     });
 }
 

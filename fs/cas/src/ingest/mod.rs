@@ -28,6 +28,7 @@ mod source;
 mod stat_cache;
 #[cfg(test)]
 mod tests;
+mod tree_memory;
 
 use std::collections::HashMap;
 use std::fs;
@@ -47,9 +48,10 @@ use source::{HashFailure, Hashed, SourceRoot};
 
 pub use error::{IngestError, InputError, InputProblem};
 pub use lend::{LendError, LentFile, LentReader, Snapshot};
-pub use output_tree::{OutputTreeError, digest_tree, digest_trees};
+pub use output_tree::{OutputTreeError, digest_tree};
 pub use source::FileIdentity;
 pub use stat_cache::{RACY_WINDOW, StatCache, StatCacheError};
+pub use tree_memory::TreeMemory;
 
 /// What an ingest did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

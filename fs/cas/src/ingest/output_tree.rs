@@ -11,41 +11,34 @@ use distbuild_proto::{
     Digest, Directory, DirectoryNode, FileNode, RelPath, SymlinkNode, TreeError,
 };
 
-use super::parallel;
 use super::scan::{MAX_DEPTH, too_deep};
-use super::source::{self, Entry, FileMeta, HashFailure, Kind, SourceRoot};
+use super::source::{self, Entry, FileIdentity, FileMeta, HashFailure, Kind, SourceRoot};
 use super::stat_cache::StatCache;
-
-/// The tree digest of each directory, whole and in the order given; several at once.
-///
-/// # Errors
-/// For each directory its own: it does not exist, cannot be read, or holds what no tree can.
-pub fn digest_trees(
-    directories: &[PathBuf],
-    cache: &StatCache,
-    now: SystemTime,
-) -> Vec<Result<Digest, OutputTreeError>> {
-    parallel::map(directories, 8, Vec::new, |buffer, directory| {
-        TreeReader { cache, now, buffer, root: open(directory)? }.digest(&RelPath::root(), 0)
-    })
-}
+use super::tree_memory::Identities;
 
 /// The tree digest of one directory. Its blobs are not kept.
 ///
 /// # Errors
-/// As for [`digest_trees`].
+/// It does not exist, cannot be read, or holds what no tree can.
 pub fn digest_tree(
     directory: &Path,
     cache: &StatCache,
     now: SystemTime,
 ) -> Result<Digest, OutputTreeError> {
-    let root = open(directory)?;
-    TreeReader { cache, now, buffer: &mut Vec::new(), root }.digest(&RelPath::root(), 0)
+    read_tree(directory, cache, now, &mut Vec::new(), None)
 }
 
-fn open(directory: &Path) -> Result<SourceRoot, OutputTreeError> {
-    SourceRoot::open(directory)
-        .map_err(|source| OutputTreeError::Io { path: directory.to_owned(), source })
+/// The same with a buffer to read into, gathering the identity of everything that is looked at.
+pub(super) fn read_tree(
+    directory: &Path,
+    cache: &StatCache,
+    now: SystemTime,
+    buffer: &mut Vec<u8>,
+    identities: Option<&mut Identities>,
+) -> Result<Digest, OutputTreeError> {
+    let root = SourceRoot::open(directory)
+        .map_err(|source| OutputTreeError::Io { path: directory.to_owned(), source })?;
+    TreeReader { root, cache, now, buffer, identities }.digest(&RelPath::root(), 0)
 }
 
 struct TreeReader<'a> {
@@ -53,6 +46,7 @@ struct TreeReader<'a> {
     cache: &'a StatCache,
     now: SystemTime,
     buffer: &'a mut Vec<u8>,
+    identities: Option<&'a mut Identities>,
 }
 
 impl TreeReader<'_> {
@@ -66,6 +60,9 @@ impl TreeReader<'_> {
             return Err(failed(&self.root, too_deep()));
         }
         let mut listing = self.root.listing(path).map_err(|error| failed(&self.root, error))?;
+        // Before the names: what comes or goes while they are read makes it another one.
+        let itself = source::identity(&listing).map_err(|error| failed(&self.root, error))?;
+        self.note(path, &itself);
         let names = source::list(&mut listing).map_err(|error| failed(&self.root, error))?;
         for (name, kind) in names {
             let entry = match kind {
@@ -75,10 +72,15 @@ impl TreeReader<'_> {
             };
             match entry {
                 Some(Entry::File(meta)) => {
-                    let (meta, digest) = self.file(&path.join(&name), meta)?;
+                    let path = path.join(&name);
+                    let (meta, digest) = self.file(&path, meta)?;
+                    self.note(&path, &meta.identity);
                     files.push(FileNode { name, digest, executable: meta.executable });
                 }
-                Some(Entry::Symlink(target)) => symlinks.push(SymlinkNode { name, target }),
+                Some(Entry::Symlink(target, identity)) => {
+                    self.note(&path.join(&name), &identity);
+                    symlinks.push(SymlinkNode { name, target });
+                }
                 Some(Entry::Directory) => {
                     let digest = self.digest(&path.join(&name), depth + 1)?;
                     directories.push(DirectoryNode { name, digest });
@@ -95,6 +97,12 @@ impl TreeReader<'_> {
         }
         let directory = Directory::new(files, directories, symlinks)?;
         Ok(directory.encode_with_digest(self.cache.function()).0)
+    }
+
+    fn note(&mut self, path: &RelPath, identity: &FileIdentity) {
+        if let Some(identities) = &mut self.identities {
+            identities.add(path.as_bytes(), identity);
+        }
     }
 
     fn file(

@@ -400,7 +400,7 @@ impl Fact {
         match entry {
             Ok(None) => Self::Absent,
             Ok(Some(Entry::File(meta))) => Self::File { meta, digest: None },
-            Ok(Some(Entry::Symlink(target))) => Self::Symlink(target),
+            Ok(Some(Entry::Symlink(target, _))) => Self::Symlink(target),
             Ok(Some(Entry::Directory)) => Self::Directory,
             Ok(Some(Entry::Special(kind))) => Self::Special(kind),
             Err(error) => Self::Unreadable(Arc::new(error)),

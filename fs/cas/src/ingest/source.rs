@@ -39,7 +39,7 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    fn of(stat: &FileStat) -> Self {
+    pub(super) fn of(stat: &FileStat) -> Self {
         let nanos = |seconds: i64, nanos: i64| seconds.wrapping_mul(1_000_000_000) + nanos;
         Self {
             device: stat.st_dev,
@@ -63,7 +63,8 @@ pub(super) struct FileMeta {
 #[derive(Clone, Debug)]
 pub(super) enum Entry {
     File(FileMeta),
-    Symlink(Bytes),
+    /// With its target, read after the identity.
+    Symlink(Bytes, FileIdentity),
     Directory,
     /// What it is, in words.
     Special(&'static str),
@@ -188,6 +189,11 @@ pub(super) fn file_meta(stat: &FileStat) -> Option<FileMeta> {
     })
 }
 
+/// What an open file or directory is.
+pub(super) fn identity(open: impl AsFd) -> io::Result<FileIdentity> {
+    Ok(FileIdentity::of(&fstat(open)?))
+}
+
 /// What `name` in `directory` is; nothing if there is no such name.
 pub(super) fn look_up(directory: impl AsFd, name: &[u8]) -> io::Result<Option<Entry>> {
     let stat = match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -201,7 +207,10 @@ pub(super) fn look_up(directory: impl AsFd, name: &[u8]) -> io::Result<Option<En
     let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
     Ok(Some(match kind {
         SFlag::S_IFDIR => Entry::Directory,
-        SFlag::S_IFLNK => Entry::Symlink(Bytes::from(readlinkat(&directory, name)?.into_vec())),
+        SFlag::S_IFLNK => {
+            let target = readlinkat(&directory, name)?.into_vec();
+            Entry::Symlink(target.into(), FileIdentity::of(&stat))
+        }
         SFlag::S_IFIFO => Entry::Special("a named pipe"),
         SFlag::S_IFSOCK => Entry::Special("a socket"),
         SFlag::S_IFCHR => Entry::Special("a character device"),

@@ -119,7 +119,7 @@ impl StatCache {
 
     /// Remembers a file that was hashed from `started` on, unless it had changed just before.
     pub fn remember(&self, identity: &FileIdentity, digest: &Digest, started: SystemTime) {
-        let settled = started.checked_sub(RACY_WINDOW).map_or(i64::MIN, nanoseconds);
+        let settled = settled(started);
         let of_function = digest.function() == self.function;
         if !of_function || identity.mtime_ns >= settled || identity.ctime_ns >= settled {
             return;
@@ -351,6 +351,12 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(suffix);
     path.into()
+}
+
+/// What changed before this, in ns since 1970, is not mistaken for a later state by who starts to look at
+/// `started`.
+pub(super) fn settled(started: SystemTime) -> i64 {
+    started.checked_sub(RACY_WINDOW).map_or(i64::MIN, nanoseconds)
 }
 
 fn nanoseconds(time: SystemTime) -> i64 {
