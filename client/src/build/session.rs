@@ -83,6 +83,8 @@ pub(crate) struct Session {
     deadline: Option<Instant>,
     /// What to say about jobs whose output is being fetched.
     awaited: HashMap<u32, Awaited>,
+    /// Jobs whose outputs are in their places, which the coordinator is about to hear.
+    delivered: Vec<u32>,
     remakes: HashMap<u32, u32>,
 }
 
@@ -107,6 +109,7 @@ impl Session {
             silent: false,
             deadline: None,
             awaited: HashMap::new(),
+            delivered: Vec::new(),
             remakes: HashMap::new(),
         }
     }
@@ -167,6 +170,15 @@ impl Session {
             }
         }
         self.say(&mut lines);
+        self.tell_delivered().await;
+    }
+
+    /// Tells what has been delivered meanwhile, in one message.
+    async fn tell_delivered(&mut self) {
+        if !self.delivered.is_empty() {
+            let jobs = std::mem::take(&mut self.delivered);
+            self.tell(Request::Delivered(wire::JobReports { jobs })).await;
+        }
     }
 
     /// Writes gathered lines at once.
@@ -232,7 +244,7 @@ impl Session {
         let tree = result.output_root.as_ref().map(Digest::try_from);
         match tree {
             Some(Ok(tree)) if self.parts.deliveries.is_in_place(job, &tree) => {
-                self.tell(Request::Delivered(wire::JobReport { job })).await;
+                self.delivered.push(job);
             }
             Some(Ok(tree)) => self.parts.deliveries.add(Errand::Deliver { job, tree, directories }),
             Some(Err(error)) => self.spoil(&error.to_string()).await,
@@ -260,9 +272,7 @@ impl Session {
 
     async fn done(&mut self, done: Done) {
         match done {
-            Done::Delivered { job } => {
-                self.tell(Request::Delivered(wire::JobReport { job })).await;
-            }
+            Done::Delivered { job } => self.delivered.push(job),
             Done::Lost { job } => {
                 let remakes = self.remakes.entry(job).or_default();
                 *remakes += 1;
@@ -279,6 +289,7 @@ impl Session {
             Done::Printed { job, stdout, stderr } => self.printed(job, stdout, stderr),
             Done::Dropped => {}
         }
+        self.tell_delivered().await;
     }
 
     fn printed(

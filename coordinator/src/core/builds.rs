@@ -63,10 +63,10 @@ pub(crate) struct Accepted {
 }
 
 /// What a client says about its running build; jobs by their place in the submission.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum ClientReport {
-    /// The outputs of a job have arrived.
-    Delivered(u32),
+    /// The outputs of these jobs have arrived.
+    Delivered(Vec<u32>),
     /// Nobody would give the outputs of a job.
     OutputsMissing(u32),
     /// Stop: nobody wants it any more.
@@ -337,8 +337,8 @@ impl Core {
                 build.stopped.get_or_insert(why);
                 self.scheduler.handle(now, sched::Event::Cancelled { build: id });
             }
-            ClientReport::Delivered(number) => {
-                if let Some(index) = position(number) {
+            ClientReport::Delivered(numbers) => {
+                for index in numbers.into_iter().filter_map(position) {
                     let job = JobRef { build: id, index };
                     self.scheduler.handle(now, sched::Event::Delivered { job });
                 }

@@ -73,7 +73,7 @@ impl Builds for BuildsService {
                 told_all.run_until_cancelled(messages.message()).await
             {
                 let report = match message.body {
-                    Some(Body::Delivered(job)) => ClientReport::Delivered(job.job),
+                    Some(Body::Delivered(jobs)) => ClientReport::Delivered(jobs.jobs),
                     Some(Body::OutputsMissing(job)) => ClientReport::OutputsMissing(job.job),
                     Some(Body::Cancel(_)) => ClientReport::Cancel,
                     _ => continue,

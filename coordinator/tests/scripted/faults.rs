@@ -72,7 +72,7 @@ async fn outputs_that_the_client_cannot_fetch_are_made_again() {
         })
         .await;
     assert_eq!(remade.outcome(), Outcome::Executed);
-    build.ask(Ask::Delivered(wire::JobReport { job: 0 })).await;
+    build.ask(Ask::Delivered(wire::JobReports { jobs: vec![0] })).await;
     assert_eq!(build.finish().await.build.unwrap().outcome(), Outcome::Executed);
 }
 
@@ -138,7 +138,7 @@ async fn a_draining_worker_may_leave_when_no_build_relies_on_it_alone() {
             break;
         }
     }
-    build.ask(Ask::Delivered(wire::JobReport { job: 0 })).await;
+    build.ask(Ask::Delivered(wire::JobReports { jobs: vec![0] })).await;
     assert!(build.finish().await.build.is_some());
     assert!(matches!(worker.next().await, wire::to_worker::Body::Dismiss(_)));
 }
