@@ -7,6 +7,7 @@
 mod archive;
 mod config;
 mod core;
+mod directories;
 mod event_log;
 mod locator;
 mod metadata;
@@ -63,10 +64,12 @@ impl Coordinator {
             max_bytes: limits.max_store_bytes,
             ..StoreConfig::new(config.state.join(Archive::STORE))
         };
+        let metadata = metadata::Metadata::new(limits.max_metadata_bytes);
         let shared = Shared {
             state: state::State::open(&config.state.join(Archive::FILE))?,
             relay: relay::Relay::default(),
-            metadata: metadata::Metadata::new(limits.max_metadata_bytes),
+            directories: directories::KnownDirectories::new(metadata.clone()),
+            metadata,
             store: DiskStore::open(store)?,
             limits,
         };

@@ -19,7 +19,7 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
-pub(crate) use records::Looked;
+pub(crate) use records::{Candidate, Looked};
 
 /// Requests that wait for the database thread at most; beyond it, callers wait.
 const WAITING_REQUESTS: usize = 4096;
@@ -228,6 +228,20 @@ impl State {
     ) -> Result<Vec<Option<Vec<u8>>>, StateError> {
         self.call(move |connection| {
             commands.iter().map(|command| records::newest(connection, command)).collect()
+        })
+        .await
+    }
+
+    /// For each command with its declared id, the runs of which the whole record is known, newest first.
+    pub(crate) async fn candidates(
+        &self,
+        commands: Vec<([u8; 32], Option<[u8; 20]>)>,
+    ) -> Result<Vec<Vec<Candidate>>, StateError> {
+        self.call(move |connection| {
+            commands
+                .iter()
+                .map(|(command, id)| records::candidates(connection, command, id.as_ref()))
+                .collect()
         })
         .await
     }

@@ -121,12 +121,15 @@ impl Core {
         };
         let prepared = build.job(job).prepared.clone();
         let root = output_root(&cached.result);
+        // Not the job's own action, if an earlier run stands for it.
+        let ran = <[u8; 32]>::try_from(&cached.result.action_key[..]).ok();
         let record = build.job_mut(job);
         record.output_root = root;
         record.result = Some(Arc::new(cached.result));
         self.rely_on(root, job);
         if let Some(prepared) = prepared
-            && let Some(link) = self.job_link(job, prepared.key, prepared.action.input_root)
+            && let ran = ran.unwrap_or(prepared.key)
+            && let Some(link) = self.job_link(job, ran, prepared.action.input_root)
         {
             let state = self.shared.state.clone();
             tokio::spawn(async move {

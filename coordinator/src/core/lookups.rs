@@ -221,14 +221,40 @@ impl Core {
         });
     }
 
-    /// The database has answered: misses run, hits are checked first.
+    /// The database has answered: hits are checked, for the others records may know more.
     pub(super) fn looked_up(&mut self, answers: Vec<(JobRef, Option<CachedResult>)>) {
-        let mut by_build: BTreeMap<sched::BuildId, Vec<(JobRef, CachedResult)>> = BTreeMap::new();
+        let (mut hits, mut questions) = (Vec::new(), Vec::new());
         for (job, cached) in answers {
             match cached {
-                Some(cached) => by_build.entry(job.build).or_default().push((job, cached)),
+                Some(cached) => hits.push((job, cached)),
+                None => match self.question(job) {
+                    Some(question) => questions.push(question),
+                    None => self.answer_miss(job),
+                },
+            }
+        }
+        self.check_hits(hits);
+        if !questions.is_empty() {
+            self.ask_records(questions);
+        }
+    }
+
+    /// What commands looked at was compared: misses run, hits are checked first.
+    pub(super) fn observed(&mut self, answers: Vec<(JobRef, Option<CachedResult>)>) {
+        let mut hits = Vec::new();
+        for (job, cached) in answers {
+            match cached {
+                Some(cached) => hits.push((job, cached)),
                 None => self.answer_miss(job),
             }
+        }
+        self.check_hits(hits);
+    }
+
+    fn check_hits(&mut self, hits: Vec<(JobRef, CachedResult)>) {
+        let mut by_build: BTreeMap<sched::BuildId, Vec<(JobRef, CachedResult)>> = BTreeMap::new();
+        for (job, cached) in hits {
+            by_build.entry(job.build).or_default().push((job, cached));
         }
         for (build, hits) in by_build {
             let Some(build) = self.builds.get(&build) else {
@@ -240,7 +266,7 @@ impl Core {
         }
     }
 
-    /// The workers have answered about hits by action.
+    /// The workers have answered about hits by action or by what was looked at.
     fn checked(&mut self, hits: Vec<(JobRef, CachedResult, Option<Vec<StoreId>>)>) {
         for (job, cached, stores) in hits {
             match stores {

@@ -9,6 +9,7 @@ mod builds;
 mod effects;
 mod locate;
 mod lookups;
+mod observed;
 mod prefetch;
 mod sessions;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub(crate) use prefetch::Foreseen;
 pub(crate) use sessions::{Joined, secret};
 
 use crate::config::Limits;
+use crate::directories::KnownDirectories;
 use crate::locator::{Locator, Session};
 use crate::metadata::Metadata;
 use crate::pools::{Pools, Properties, Selected};
@@ -80,6 +82,8 @@ pub(crate) enum Message {
     MayLend { request: wire::LendRequest, reply: oneshot::Sender<bool> },
     /// The answer of the database to a batch of look-ups by action.
     LookedUp { answers: Vec<(JobRef, Option<CachedResult>)> },
+    /// For jobs that neither key finds: results of runs that looked at nothing that has changed.
+    Observed { answers: Vec<(JobRef, Option<CachedResult>)> },
     /// What attempts will read, as far as it is known.
     Foreseen { predictions: Vec<Foreseen> },
     /// Successful attempts are recorded, or could not be.
@@ -128,6 +132,7 @@ pub(crate) struct Shared {
     pub(crate) state: State,
     pub(crate) relay: Relay,
     pub(crate) metadata: Metadata,
+    pub(crate) directories: KnownDirectories,
     pub(crate) store: distbuild_cas::DiskStore,
     pub(crate) limits: Arc<Limits>,
 }
@@ -334,6 +339,7 @@ impl Core {
                 let _ = reply.send(self.may_lend(&request));
             }
             Message::LookedUp { answers } => self.looked_up(answers),
+            Message::Observed { answers } => self.observed(answers),
             Message::Foreseen { predictions } => self.foreseen(predictions),
             Message::Recorded { attempts, error } => {
                 for attempt in attempts {

@@ -24,10 +24,12 @@ struct Rig {
 fn rig() -> Rig {
     let directory = tempfile::tempdir().unwrap();
     let store = distbuild_cas::StoreConfig::new(directory.path().join("store"));
+    let metadata = Metadata::new(1 << 20);
     let shared = Shared {
         state: State::open(&directory.path().join("state")).unwrap(),
         relay: Relay::default(),
-        metadata: Metadata::new(1 << 20),
+        directories: KnownDirectories::new(metadata.clone()),
+        metadata,
         store: distbuild_cas::DiskStore::open(store).unwrap(),
         limits: Arc::new(Limits::default()),
     };

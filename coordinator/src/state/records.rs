@@ -114,6 +114,31 @@ pub(super) fn newest(
         .optional()
 }
 
+/// A run that may stand for another of the same command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) action: [u8; 32],
+    /// The encoded record.
+    pub(crate) record: Vec<u8>,
+}
+
+/// The runs of a command with this declared id of which the whole record is known, newest first.
+pub(super) fn candidates(
+    connection: &Connection,
+    command: &[u8; 32],
+    declared_id: Option<&[u8; 20]>,
+) -> rusqlite::Result<Vec<Candidate>> {
+    connection
+        .prepare_cached(
+            "SELECT action, record FROM access_record
+             WHERE command = ?1 AND declared_id IS ?2 AND complete ORDER BY number DESC",
+        )?
+        .query_map(params![&command[..], declared_id.map(|id| &id[..])], |row| {
+            Ok(Candidate { action: row.get(0)?, record: row.get(1)? })
+        })?
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use distbuild_proto::DigestFunction;
@@ -153,6 +178,23 @@ mod tests {
         assert_eq!(newest(&connection, &[1; 32]).unwrap().unwrap(), b"again");
         assert_eq!(count(&connection, "count(*)"), 3, "an equal run replaces its record");
         assert_eq!(newest(&connection, &[9; 32]).unwrap(), None);
+    }
+
+    #[test]
+    fn only_whole_records_of_the_same_declared_id_are_candidates() {
+        let connection = database();
+        let id = Some([7; 20]);
+        add(&connection, &looked(1, 1, b"whole")).unwrap();
+        add(&connection, &Looked { complete: false, ..looked(1, 2, b"cut") }).unwrap();
+        add(&connection, &Looked { declared_id: id, ..looked(1, 3, b"declared") }).unwrap();
+        add(&connection, &looked(1, 4, b"newer")).unwrap();
+        add(&connection, &looked(2, 5, b"other")).unwrap();
+        let actions = |declared_id: Option<&[u8; 20]>| -> Vec<u8> {
+            let found = candidates(&connection, &[1; 32], declared_id).unwrap();
+            found.iter().map(|candidate| candidate.action[0]).collect()
+        };
+        assert_eq!(actions(None), [4, 1]);
+        assert_eq!(actions(id.as_ref()), [3]);
     }
 
     #[test]

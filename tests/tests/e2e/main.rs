@@ -10,5 +10,6 @@ mod large_files;
 mod lazy;
 mod lua;
 mod modes;
+mod precise;
 mod prefetch;
 mod zstd;
