@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::binary::distbuild;
-use crate::wait;
+use crate::{tied, wait};
 
 /// How a build will be started.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Build {
     /// The program does not start.
     pub fn start(mut self) -> Running {
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.command.spawn().expect("the build starts");
+        let child = tied::start(&mut self.command);
         Running { child: Some(child), scratch: self.scratch }
     }
 

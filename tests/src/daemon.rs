@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::wait;
+use crate::{tied, wait};
 
 /// A running process that ends with this value.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Daemon {
     /// It ends before it serves.
     pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the daemon starts");
+        let mut child = tied::start(&mut command);
         let stderr = collect(child.stderr.take().expect("stderr is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let mut line = String::new();

@@ -1,7 +1,7 @@
 //! The testkit: real daemons in temporary directories, and projects for them to build.
 //!
 //! Everything a test starts ends with it, also when it panics: daemons are killed and waited for when
-//! their handles are dropped, directories go with them. Waiting is always for an event, with a deadline.
+//! their handles are dropped, directories go with them; if the tests are killed, the kernel kills the daemons. Waiting is always for an event, with a deadline.
 
 pub mod binary;
 pub mod build;
@@ -10,6 +10,7 @@ pub mod example;
 pub mod farm;
 pub mod project;
 pub mod slow_link;
+pub mod tied;
 pub mod wait;
 
 pub use build::{Build, Finished};
