@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use distbuild_proto::{Digest, Directory};
+use distbuild_proto::{Digest, DigestFunction, Directory};
 use lru::LruCache;
 use parking_lot::Mutex;
 
@@ -43,6 +43,13 @@ impl KnownDirectories {
         self.keep(*digest, &self.sources.get(digest)?)
     }
 
+    /// The directories of an output tree that a worker sent along.
+    pub(crate) fn add(&self, function: DigestFunction, blobs: &[Bytes]) {
+        for blob in blobs {
+            self.keep(function.digest(blob), blob);
+        }
+    }
+
     fn keep(&self, digest: Digest, blob: &Bytes) -> Option<Arc<Directory>> {
         let directory = Arc::new(Directory::decode(digest.function(), blob).ok()?);
         let mut decoded = self.decoded.lock();
@@ -66,7 +73,7 @@ impl Decoded {
 
 #[cfg(test)]
 mod tests {
-    use distbuild_proto::{DigestFunction, DirectoryNode, Name};
+    use distbuild_proto::{DirectoryNode, Name, SymlinkNode};
 
     use super::*;
 
@@ -83,6 +90,16 @@ mod tests {
         assert!(known.get(&digest).is_none());
         let mut build = metadata.build(DigestFunction::Blake3);
         build.add(blob).unwrap();
+        assert_eq!(*known.get(&digest).unwrap(), directory);
+    }
+
+    #[test]
+    fn a_directory_of_a_small_output_tree_is_at_hand_by_the_digest_that_it_has() {
+        let known = KnownDirectories::new(Metadata::new(1 << 20));
+        let link = SymlinkNode { name: Name::new(b"l").unwrap(), target: Bytes::from_static(b"t") };
+        let directory = Directory::new(Vec::new(), Vec::new(), vec![link]).unwrap();
+        let (digest, blob) = directory.encode_with_digest(DigestFunction::Blake3);
+        known.add(DigestFunction::Blake3, &[Bytes::from_static(b"no directory"), blob]);
         assert_eq!(*known.get(&digest).unwrap(), directory);
     }
 

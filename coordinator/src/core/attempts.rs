@@ -321,6 +321,7 @@ impl Core {
             && let Some(root) = result.as_deref().and_then(output_root)
         {
             self.trees.entry(root).or_default().stores.insert(store);
+            self.shared.directories.add(root.function(), &report.output_directories);
         }
         for dep in &report.lost_deps {
             self.dep_lost(attempt.job, *dep as usize);

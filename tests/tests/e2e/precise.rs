@@ -131,7 +131,7 @@ fn a_second_look_from_memory_is_a_look_of_the_run_that_takes_it() {
 }
 
 #[test]
-fn an_output_of_a_dependency_that_was_read_and_changes_makes_the_dependent_run() {
+fn an_output_of_a_dependency_is_looked_at_by_its_path() {
     let farm = Farm::start(1);
     let make = "cp tree/read {{OUTPUT_DIR}}/used; cp tree/unread {{OUTPUT_DIR}}/ignored";
     let project = Project::with_jobs(json!([
@@ -144,6 +144,8 @@ fn an_output_of_a_dependency_that_was_read_and_changes_makes_the_dependent_run()
     assert_eq!(ran_and_stood(&farm, &project), (3, 0));
     project.file("tree/sub/new", "nobody looks for it");
     assert_eq!(ran_and_stood(&farm, &project), (0, 2));
+    project.file("tree/unread", "changed");
+    assert_eq!(ran_and_stood(&farm, &project), (1, 1), "only what makes it runs");
     project.file("tree/read", "changed");
     assert_eq!(ran_and_stood(&farm, &project), (2, 0));
 }
