@@ -185,6 +185,8 @@ impl Courier {
         match self.write(job, tree, directories).await {
             Ok(()) => return Done::Delivered { job },
             Err(MaterializeError::Tree(LeaseTreeError::Missing(_))) => {}
+            // Found damaged while it was copied, and put aside.
+            Err(MaterializeError::Store(error)) if error.is_missing() => {}
             Err(error) => return failed(with_causes(&error)),
         }
         let fetched = fetch_tree(&self.filler, tree);
