@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use distbuild_proto::wire;
 use distbuild_proto::wire::from_worker::Body;
@@ -16,6 +17,9 @@ use tokio::sync::{mpsc, watch};
 
 /// Messages that wait for a connection.
 const QUEUED_MESSAGES: usize = 1024;
+/// How long a piece of live output waits for room: a job whose output nobody takes goes on, and has to end
+/// before the reading of its output is given up.
+const LIVE_WAIT: Duration = Duration::from_secs(1);
 
 /// Where all parts of the worker put what they say. Clones are one queue.
 #[derive(Clone, Debug)]
@@ -66,13 +70,14 @@ impl Outbox {
         }
     }
 
-    /// Sends while there is a connection, waiting for room; without one it drops the message.
+    /// Sends while there is a connection, waiting for room, but not for long; else it drops the message.
     pub(crate) async fn send_live(&self, epoch: Epoch, body: Body) {
         let mut connected = self.connected.subscribe();
         tokio::select! {
             biased;
             _ = connected.wait_for(|connected| !connected) => {}
             () = self.send(epoch, body) => {}
+            () = tokio::time::sleep(LIVE_WAIT) => {}
         }
     }
 
