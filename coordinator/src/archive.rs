@@ -129,7 +129,7 @@ mod tests {
 
     fn recorded(key: u8) -> Recorded {
         let result = wire::JobResult { worker: format!("w{key}"), ..Default::default() };
-        Recorded { action_key: [key; 32], result, holder: "a".to_owned() }
+        Recorded { action_key: [key; 32], result, holders: vec!["a".to_owned()] }
     }
 
     fn build(id: &str, started_ms: u64) -> wire::BuildSummary {

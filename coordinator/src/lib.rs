@@ -125,7 +125,11 @@ fn lock(state: &Path) -> Result<File, CoordinatorError> {
 
 async fn serve(listener: Listener, core: Handle, shared: Shared, stop: CancellationToken) {
     let builds = BuildsService { core: core.clone(), shared: shared.clone() };
-    let workers = WorkersService { core: core.clone(), relay: shared.relay.clone() };
+    let workers = WorkersService {
+        core: core.clone(),
+        relay: shared.relay.clone(),
+        max_backlog: shared.limits.max_worker_backlog,
+    };
     let blobs = BlobsService { core, shared };
     let served = server()
         .add_service(BuildsServer::new(builds).max_decoding_message_size(MAX_MESSAGE_BYTES))

@@ -242,7 +242,10 @@ impl Drop for Lending {
     fn drop(&mut self) {
         let on_this =
             |sink: &Sink| matches!(sink, Sink::Stream { stream, .. } if *stream == self.stream);
-        self.relay.state.lock().transfers.retain(|_, sink| !on_this(sink));
+        let mut state = self.relay.state.lock();
+        state.transfers.retain(|_, sink| !on_this(sink));
+        // Nobody is sent orders whose answers are not heard; that ends the other direction as well.
+        state.lenders.retain(|_, line| line.stream != self.stream);
     }
 }
 

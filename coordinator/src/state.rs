@@ -84,7 +84,8 @@ pub(crate) struct CachedResult {
 pub(crate) struct Recorded {
     pub(crate) action_key: [u8; 32],
     pub(crate) result: wire::JobResult,
-    pub(crate) holder: String,
+    /// Stores that hold the outputs.
+    pub(crate) holders: Vec<String>,
 }
 
 /// Ties a job to the action that it came down to.
@@ -428,12 +429,15 @@ fn record_result(
         .prepare_cached("SELECT output_root, holders FROM action_result WHERE key = ?1")?
         .query_row([&recorded.action_key[..]], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let mut holders = vec![recorded.holder.as_str()];
+    let mut holders: Vec<_> =
+        recorded.holders.iter().map(String::as_str).take(MAX_HOLDERS).collect();
     if let Some((earlier_root, earlier_holders)) = &earlier
         && *earlier_root == root
     {
-        let others = earlier_holders.lines().filter(|holder| *holder != recorded.holder);
-        holders.extend(others.take(MAX_HOLDERS - 1));
+        let room = MAX_HOLDERS - holders.len();
+        let others: Vec<_> =
+            earlier_holders.lines().filter(|holder| !holders.contains(holder)).take(room).collect();
+        holders.extend(others);
     }
     connection
         .prepare_cached(
@@ -558,7 +562,7 @@ mod tests {
     fn recorded(key: u8, holder: &str) -> Recorded {
         let root = DigestFunction::Blake3.digest(b"");
         let result = wire::JobResult { output_root: Some(root.into()), ..Default::default() };
-        Recorded { action_key: [key; 32], result, holder: holder.to_owned() }
+        Recorded { action_key: [key; 32], result, holders: vec![holder.to_owned()] }
     }
 
     fn link(key: u8) -> JobLink {

@@ -65,7 +65,11 @@ impl Core {
             return;
         };
         let Some(prepared) = build.job(job).prepared.clone() else {
-            return;
+            tracing::error!(job.index, "a job is assigned before its action is known");
+            let end = sched::AttemptEnd::Infra { blame: sched::Blame::Worker, lost_inputs: false };
+            return self
+                .scheduler
+                .handle(sched::Time(now_ms), sched::Event::AttemptEnded { attempt: id, end });
         };
         let spec = &build.graph.jobs()[job.index as usize];
         let roots: Vec<Option<Digest>> =
@@ -238,8 +242,11 @@ impl Core {
         if !build.graph.jobs()[job.index as usize].cache() {
             return false;
         }
-        let recorded =
-            Recorded { action_key: prepared.key, result, holder: session.store_name.clone() };
+        let recorded = Recorded {
+            action_key: prepared.key,
+            result,
+            holders: vec![session.store_name.clone()],
+        };
         if build.has_inputs(job) && !report.access_record.is_empty() {
             self.remember(Looked {
                 command: *prepared.action.command_key().as_bytes(),

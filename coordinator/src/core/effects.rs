@@ -13,7 +13,7 @@ use super::builds::{Build, Prepared, Stopped, number, output_root};
 use super::lookups::{CheckReply, Claim};
 use super::{Core, EFFECTS_PER_ROUND};
 use crate::event_log::unix_ms;
-use crate::state::CachedResult;
+use crate::state::{CachedResult, Recorded};
 
 impl Core {
     /// Performs effects, up to a bound; true if it was reached.
@@ -121,19 +121,24 @@ impl Core {
         };
         let prepared = build.job(job).prepared.clone();
         let root = output_root(&cached.result);
-        // Not the job's own action, if an earlier run stands for it.
-        let ran = <[u8; 32]>::try_from(&cached.result.action_key[..]).ok();
         let record = build.job_mut(job);
         record.output_root = root;
-        record.result = Some(Arc::new(cached.result));
+        record.result = Some(Arc::new(cached.result.clone()));
         self.rely_on(root, job);
         if let Some(prepared) = prepared
-            && let ran = ran.unwrap_or(prepared.key)
-            && let Some(link) = self.job_link(job, ran, prepared.action.input_root)
+            && let Some(link) = self.job_link(job, prepared.key, prepared.action.input_root)
         {
+            // An earlier run of another action stands for this one: a copy, since that action may be run
+            // again with another result.
+            let stood = cached.result.action_key[..] != prepared.key[..];
+            let copy = stood.then(|| Recorded {
+                action_key: prepared.key,
+                result: cached.result,
+                holders: cached.holders,
+            });
             let state = self.shared.state.clone();
             tokio::spawn(async move {
-                if let Err(error) = state.record(None, vec![link], unix_ms()).await {
+                if let Err(error) = state.record(copy, vec![link], unix_ms()).await {
                     tracing::warn!(%error, "failed to tie a job to its cached action");
                 }
             });
@@ -168,7 +173,12 @@ impl Core {
             .and_then(|attempt| self.ended.get(&attempt))
             .map(|ended| ended.directories.clone())
             .unwrap_or_default();
-        build.job_mut(job).prepared = None;
+        // These ends may come late, when the job is already being made again.
+        let was_prepared =
+            !matches!(outcome, Outcome::Succeeded { how: How::Cached | How::Unneeded });
+        if was_prepared {
+            build.job_mut(job).prepared = None;
+        }
         build.events.append(Body::JobFinished(wire::JobFinished {
             job: build.client_number(job),
             outcome: wire_outcome.into(),

@@ -27,6 +27,8 @@ const MAX_LOCATED: usize = 4096;
 pub(crate) struct WorkersService {
     pub(crate) core: Handle,
     pub(crate) relay: Relay,
+    /// Messages that may wait for a worker that is not connected.
+    pub(crate) max_backlog: usize,
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -55,7 +57,9 @@ impl Workers for WorkersService {
             return Err(Status::invalid_argument("a worker needs a name and a store"));
         }
         let hello = Box::new(hello);
-        let (outbox, to_worker) = mpsc::channel(WAITING_MESSAGES);
+        // All that waited for a connection has room in it, and the welcome.
+        let waiting = WAITING_MESSAGES.max(self.max_backlog + 1);
+        let (outbox, to_worker) = mpsc::channel(waiting);
         let joined = self.core.ask(|reply| Message::Join { hello, outbox, reply }).await?;
         let core = self.core.clone();
         // When the core has ended the session, nobody listens to the worker any more.

@@ -47,6 +47,21 @@ fn a_file_that_no_command_looked_at_may_change_come_and_go() {
 }
 
 #[test]
+fn a_result_that_stood_for_another_stays_when_its_own_action_runs_again() {
+    let (farm, project) = after_one_run("cat read");
+    let when = || std::fs::read(project.out("job").join("when")).unwrap();
+    let first = when();
+    project.file("tree/unread", "changed");
+    assert_eq!(ran_and_stood(&farm, &project), STOOD);
+    project.file("tree/unread", "unread");
+    farm.build(&project.graph()).args(["--no-cache"]).succeed();
+    assert_ne!(when(), first, "the command tells the time");
+    project.file("tree/unread", "changed");
+    assert_eq!(farm.build(&project.graph()).succeed().jobs("cached"), 1);
+    assert_eq!(when(), first);
+}
+
+#[test]
 fn a_file_that_was_read_is_looked_at_again_and_an_older_run_stands_when_it_is_back() {
     let (farm, project) = after_one_run("cat read");
     project.file("tree/read", "other");
