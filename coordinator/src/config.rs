@@ -39,8 +39,10 @@ pub struct Limits {
     /// How long one worker may take to fetch a blob from a client before another may. Default 10 s,
     /// and longer for large blobs.
     pub grant: Duration,
-    /// Builds at a time. Default 1000.
+    /// Builds of native clients at a time. Default 1000.
     pub max_builds: usize,
+    /// Executions of the Remote Execution API that are queued or run at a time. Default 10 000.
+    pub max_executions: usize,
     /// Messages for one worker that wait, while it is connected and while it is not. Default 4096.
     pub max_worker_backlog: usize,
     /// Time limit of a job that names none. Default 1 h.
@@ -63,6 +65,7 @@ impl Default for Limits {
             max_located: 500_000,
             grant: Duration::from_secs(10),
             max_builds: 1000,
+            max_executions: 10_000,
             max_worker_backlog: 4096,
             job_timeout: Duration::from_secs(3600),
             max_job_timeout: Duration::from_secs(24 * 3600),

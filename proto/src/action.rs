@@ -48,7 +48,8 @@ pub struct ActionParts {
     pub steps: Vec<Step>,
     /// The `Directory` that holds all inputs.
     pub input_root: Digest,
-    /// For [`Layout::Root`]: outputs relative to the working directory. Otherwise empty.
+    /// For [`Layout::Root`]: outputs relative to the input root, sorted, each once; the root itself stands for
+    /// everything that the steps left there. Otherwise empty.
     pub output_paths: Vec<RelPath>,
     /// What the worker must offer.
     pub platform: Platform,

@@ -9,7 +9,7 @@ use distbuild_proto::{Digest, wire};
 use distbuild_sched as sched;
 use distbuild_sched::{AttemptId, JobRef};
 
-use super::builds::{number, output_root};
+use super::builds::{Build, number, output_root};
 use super::{Core, Message};
 use crate::event_log::unix_ms;
 use crate::locator::Session as SessionId;
@@ -71,9 +71,9 @@ impl Core {
                 .scheduler
                 .handle(sched::Time(now_ms), sched::Event::AttemptEnded { attempt: id, end });
         };
-        let spec = &build.graph.jobs()[job.index as usize];
+        let index = job.index as usize;
         let roots: Vec<Option<Digest>> =
-            spec.deps().iter().map(|dep| build.jobs[dep.get()].output_root).collect();
+            build.work.deps(index).iter().map(|dep| build.jobs[dep.get()].output_root).collect();
         let deps = roots.into_iter().map(|root| self.tree_hint(root, session, store)).collect();
         let build = &self.builds[&job.build];
         let mut action = prepared.action.to_wire();
@@ -87,7 +87,7 @@ impl Core {
         }
         let assign = wire::Assign {
             attempt: id.0,
-            job_name: spec.name().to_owned(),
+            job_name: build.work.name(index).to_owned(),
             action: Some(action),
             directories: prepared.directories.clone(),
             deps,
@@ -114,6 +114,11 @@ impl Core {
             self.unforeseen.push((id, *prepared.action.command_key().as_bytes()));
         }
         self.attempts.insert(id, attempt);
+        if let Some(build) = self.builds.get_mut(&job.build)
+            && !build.is_listed()
+        {
+            build.ran_on.insert(session);
+        }
         if let Some(entry) = self.sessions.get_mut(session) {
             entry.running.insert(id);
         }
@@ -239,7 +244,8 @@ impl Core {
         let Some(session) = self.sessions.get(attempt.session) else {
             return false;
         };
-        if !build.graph.jobs()[job.index as usize].cache() {
+        let index = job.index as usize;
+        if !build.work.is_remembered(index) {
             return false;
         }
         let recorded = Recorded {
@@ -256,6 +262,9 @@ impl Core {
                 complete: false,
                 record: report.access_record.clone(),
             });
+        }
+        if !build.work.is_cacheable(index) {
+            return false;
         }
         let link = self.job_link(job, prepared.key, prepared.action.input_root);
         self.records.attempts.push(id);
@@ -284,15 +293,7 @@ impl Core {
         action_key: [u8; 32],
         input_root: Digest,
     ) -> Option<JobLink> {
-        let build = self.builds.get(&job.build)?;
-        let index = job.index as usize;
-        Some(JobLink {
-            job_key: build.keys[index].map(|key| *key.as_bytes()),
-            action_key,
-            job_id: *build.ids[index].as_bytes(),
-            name: build.graph.jobs()[index].name().to_owned(),
-            input_root,
-        })
+        self.builds.get(&job.build)?.work.link(job.index as usize, action_key, input_root)
     }
 
     pub(super) fn recorded(&mut self, attempt: AttemptId, error: Option<&str>) {
@@ -323,7 +324,9 @@ impl Core {
         self.acknowledge(attempt.session, id);
         let end = scheduler_end(&report);
         let result = report.result.clone().map(Arc::new);
-        if end == sched::AttemptEnd::Succeeded
+        let keeps = end == sched::AttemptEnd::Succeeded
+            || self.builds.get(&attempt.job.build).is_some_and(Build::keeps_outputs_of_failures);
+        if keeps
             && let Some(store) = store
             && let Some(root) = result.as_deref().and_then(output_root)
         {
@@ -353,7 +356,7 @@ impl Core {
         let Some(build) = self.builds.get(&job.build) else {
             return;
         };
-        let Some(dep) = build.graph.jobs()[job.index as usize].deps().get(dep).copied() else {
+        let Some(dep) = build.work.deps(job.index as usize).get(dep).copied() else {
             return;
         };
         let dep = JobRef { build: job.build, index: number(dep.get()) };

@@ -1,12 +1,10 @@
 //! Builds: what a client has submitted, what has become of it, and what its client says.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use distbuild_proto::action::Action;
-use distbuild_proto::graph::{Graph, JobId, JobKey};
 use distbuild_proto::wire::build_event::Body;
 use distbuild_proto::{Digest, DigestFunction, wire};
 use distbuild_sched as sched;
@@ -14,7 +12,9 @@ use distbuild_sched::{BuildId, JobRef, StoreId};
 
 use super::Core;
 use super::prefetch::Ledger;
+use super::work::{Prepared, Work};
 use crate::event_log::{EventLog, unix_ms};
+use crate::locator::Session as SessionId;
 use crate::metadata::BuildMetadata;
 use crate::pools::Properties;
 use crate::relay::Lender;
@@ -30,21 +30,12 @@ pub(crate) struct Submission {
     pub(crate) secret: Bytes,
     pub(crate) header: wire::BuildHeader,
     pub(crate) function: DigestFunction,
-    pub(crate) graph: Arc<Graph>,
+    pub(crate) work: Work,
     /// The build as the scheduler sees it; a selector is the position of a pool.
     pub(crate) plan: Box<sched::Graph>,
-    /// Where each job stood in the submission: the number that the client knows.
-    pub(crate) submitted: Vec<u32>,
-    /// The other way round.
-    pub(crate) positions: Vec<u32>,
-    pub(crate) source_roots: Vec<Option<Digest>>,
     pub(crate) requested: Vec<bool>,
-    /// The public id: declared, or computed.
-    pub(crate) ids: Vec<JobId>,
-    /// The same, 20 bytes each, in the order of the submission.
+    /// Public job ids, 20 bytes each, in the order of the submission.
     pub(crate) id_bytes: Bytes,
-    /// None for a job that may not be found by its key.
-    pub(crate) keys: Vec<Option<JobKey>>,
     /// What the cache has, checked to be whole.
     pub(crate) cached: Vec<Option<(CachedResult, Vec<StoreId>)>>,
     /// The distinct pools of this build, and which one each job runs in.
@@ -81,13 +72,8 @@ pub(super) struct Build {
     pub(super) secret: Bytes,
     pub(super) header: wire::BuildHeader,
     pub(super) function: DigestFunction,
-    pub(super) graph: Arc<Graph>,
-    pub(super) submitted: Vec<u32>,
-    positions: Vec<u32>,
-    pub(super) source_roots: Vec<Option<Digest>>,
+    pub(super) work: Work,
     pub(super) requested: Vec<bool>,
-    pub(super) ids: Vec<JobId>,
-    pub(super) keys: Vec<Option<JobKey>>,
     pools: Vec<Properties>,
     pool_of: Vec<u32>,
     pub(super) declared: HashSet<Digest>,
@@ -104,6 +90,10 @@ pub(super) struct Build {
     /// How many jobs ended in each way.
     outcomes: BTreeMap<wire::Outcome, u64>,
     pub(super) last_waiting: Option<String>,
+    /// The workers that were told to run an execution.
+    pub(super) ran_on: BTreeSet<SessionId>,
+    /// The edge needs the execution no more.
+    pub(super) let_go: bool,
 }
 
 /// A build that has ended, on its way out.
@@ -111,6 +101,12 @@ pub(super) struct Forgotten {
     id: BuildId,
     build: Build,
     next: usize,
+}
+
+impl Forgotten {
+    pub(super) fn new(id: BuildId, build: Build) -> Self {
+        Self { id, build, next: 0 }
+    }
 }
 
 /// Why a build was ended before its jobs were done.
@@ -141,24 +137,25 @@ pub(super) struct JobRecord {
     pub(super) queued_ms: u64,
 }
 
-/// A job lowered to its action.
-pub(super) struct Prepared {
-    pub(super) action: Action,
-    pub(super) key: [u8; 32],
-    /// The small directories that make its input root.
-    pub(super) directories: Vec<Bytes>,
-}
-
 impl Build {
     /// The number by which the client knows a job.
     pub(super) fn client_number(&self, job: JobRef) -> u32 {
-        self.submitted[job.index as usize]
+        self.work.client_number(job.index as usize)
+    }
+
+    /// Whether people see it among the builds.
+    pub(super) fn is_listed(&self) -> bool {
+        matches!(self.work, Work::Graph(_))
+    }
+
+    /// Whether outputs are wanted also of a job that did not succeed.
+    pub(super) fn keeps_outputs_of_failures(&self) -> bool {
+        matches!(self.work, Work::Action(_))
     }
 
     /// Whether a job's commands have anything to look at.
     pub(super) fn has_inputs(&self, job: JobRef) -> bool {
-        let index = job.index as usize;
-        self.source_roots[index].is_some() || !self.graph.jobs()[index].deps().is_empty()
+        self.work.has_inputs(job.index as usize)
     }
 
     pub(super) fn job(&self, job: JobRef) -> &JobRecord {
@@ -232,14 +229,19 @@ impl Core {
         self.builds.iter().find(named).map(|(id, _)| *id)
     }
 
-    pub(super) fn submit(&mut self, mut submission: Submission) -> Result<Accepted, String> {
+    pub(super) fn submit(&mut self, submission: Submission) -> Result<Accepted, String> {
         if self.shutdown.is_some() {
             return Err("the coordinator is shutting down".to_owned());
         }
         let max_builds = self.shared.limits.max_builds;
-        if self.builds.len() >= max_builds {
+        if self.builds.len() - self.executions.running() >= max_builds {
             return Err(format!("{max_builds} builds are running, the limit; try again later"));
         }
+        Ok(self.begin(submission))
+    }
+
+    /// Hands a build to the scheduler.
+    pub(super) fn begin(&mut self, mut submission: Submission) -> Accepted {
         self.last_build += 1;
         let id = BuildId(self.last_build);
         let selectors: Vec<_> = submission.pools.iter().map(|pool| self.selector(pool)).collect();
@@ -258,13 +260,15 @@ impl Core {
         let user = build.header.user.clone();
         let class = u8::try_from(build.header.priority_class).unwrap_or(u8::MAX);
         let keep_going = build.header.keep_going;
+        if build.is_listed() {
+            self.write_build(summary, id_bytes);
+        }
         self.builds.insert(id, build);
-        self.write_build(summary, id_bytes);
         let users = u32::try_from(self.users.len()).unwrap_or(u32::MAX);
         let user = *self.users.entry(user).or_insert(sched::UserId(users));
         let submitted = sched::Event::Submitted { build: id, user, class, keep_going, graph };
         self.scheduler.handle(self.now(), submitted);
-        Ok(Accepted { build: id, events })
+        Accepted { build: id, events }
     }
 
     fn new_build(&mut self, id: BuildId, submission: Submission) -> Build {
@@ -288,13 +292,8 @@ impl Core {
             secret: submission.secret,
             header: submission.header,
             function: submission.function,
-            graph: submission.graph,
-            submitted: submission.submitted,
-            positions: submission.positions,
-            source_roots: submission.source_roots,
+            work: submission.work,
             requested: submission.requested,
-            ids: submission.ids,
-            keys: submission.keys,
             pools: submission.pools,
             pool_of: submission.pool_of,
             declared: submission.declared,
@@ -309,6 +308,8 @@ impl Core {
             stopped: None,
             outcomes: BTreeMap::new(),
             last_waiting: None,
+            ran_on: BTreeSet::new(),
+            let_go: false,
         }
     }
 
@@ -329,7 +330,7 @@ impl Core {
         let Some(build) = self.builds.get_mut(&id) else {
             return;
         };
-        let position = |number: u32| build.positions.get(number as usize).copied();
+        let position = |number: u32| build.work.position(number);
         match report {
             ClientReport::Cancel | ClientReport::ShutDown => {
                 let shut_down = matches!(report, ClientReport::ShutDown);
@@ -361,7 +362,7 @@ impl Core {
     /// The output tree of a job's dependency, by its position among the dependencies.
     pub(super) fn dep_output(&self, job: JobRef, dep: usize) -> Option<Digest> {
         let build = self.builds.get(&job.build)?;
-        let dep = *build.graph.jobs()[job.index as usize].deps().get(dep)?;
+        let dep = *build.work.deps(job.index as usize).get(dep)?;
         build.jobs.get(dep.get())?.output_root
     }
 
@@ -376,10 +377,13 @@ impl Core {
             bytes: Some(build.bytes),
         }));
         build.events.close();
+        if matches!(build.work, Work::Action(_)) {
+            return self.execution_ended(id, build);
+        }
         self.write_build(build.summary(outcome, true), Bytes::new());
         self.shared.relay.forget(&Lender::Build(build.public_id.clone()));
         self.release(&build.public_id);
-        self.forgotten.push_back(Forgotten { id, build, next: 0 });
+        self.forgotten.push_back(Forgotten::new(id, build));
     }
 
     /// Forgets which output trees ended builds relied on, up to a bound; true if there are more.
@@ -400,9 +404,12 @@ impl Core {
             }
         }
         if *next == build.jobs.len() {
-            // A graph of a million jobs takes a while to be given back, too.
+            let is_large = first > 0;
             let forgotten = self.forgotten.pop_front();
-            tokio::task::spawn_blocking(move || drop(forgotten));
+            if is_large {
+                // A graph of a million jobs takes a while to be given back, too.
+                tokio::task::spawn_blocking(move || drop(forgotten));
+            }
             self.look_at_drained = true;
         }
         !self.forgotten.is_empty()
@@ -433,7 +440,7 @@ impl Core {
             running_jobs: stats.running as u64,
             waiting_jobs: stats.waiting as u64,
             workers: u32::try_from(self.sessions.len()).unwrap_or(u32::MAX),
-            builds: self.builds.values().map(summary).collect(),
+            builds: self.builds.values().filter(|build| build.is_listed()).map(summary).collect(),
         }
     }
 

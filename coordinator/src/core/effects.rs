@@ -3,14 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use distbuild_proto::action::input_root;
 use distbuild_proto::wire::build_event::Body;
-use distbuild_proto::{Digest, TreeError, wire};
+use distbuild_proto::{Digest, wire};
 use distbuild_sched as sched;
 use distbuild_sched::{Effect, How, JobRef, Outcome, StoreId};
 
-use super::builds::{Build, Prepared, Stopped, number, output_root};
+use super::builds::{Build, Stopped, output_root};
 use super::lookups::{CheckReply, Claim};
+use super::work::{Prepared, Unprepared};
 use super::{Core, EFFECTS_PER_ROUND};
 use crate::event_log::unix_ms;
 use crate::state::{CachedResult, Recorded};
@@ -83,12 +83,12 @@ impl Core {
             }
         };
         build.events.append(Body::JobQueued(wire::JobQueued { job: build.client_number(job) }));
-        let cacheable = build.graph.jobs()[job.index as usize].cache();
+        let cacheable = build.work.is_cacheable(job.index as usize);
         let look = cacheable && !build.header.no_cache;
         let key = prepared.key;
         let record = build.job_mut(job);
         record.queued_ms = now_ms;
-        record.prepared = Some(Arc::new(prepared));
+        record.prepared = Some(prepared);
         if look {
             self.lookups.push((job, key));
         } else {
@@ -107,7 +107,7 @@ impl Core {
         let Some(build) = self.builds.get(&job.build) else {
             return;
         };
-        let joinable = build.graph.jobs()[job.index as usize].cache();
+        let joinable = build.work.is_cacheable(job.index as usize);
         let key = build.job(job).prepared.as_ref().filter(|_| joinable);
         let key = key.map(|prepared| sched::ActionKey(prepared.key));
         let answer = sched::Answer::Miss { key };
@@ -206,9 +206,10 @@ impl Core {
             return;
         };
         let public_id = build.public_id.clone();
+        let keeps_outputs_of_failures = build.keeps_outputs_of_failures();
         let record = build.job_mut(job);
         record.result = Some(result.clone());
-        if !matches!(outcome, Outcome::Succeeded { .. }) {
+        if !matches!(outcome, Outcome::Succeeded { .. }) && !keeps_outputs_of_failures {
             return;
         }
         record.output_root = root;
@@ -313,9 +314,9 @@ impl Core {
             Outcome::Skipped { dependency } => {
                 let build = self.builds.get(&job.build);
                 let name = build.map_or_else(String::new, |build| {
-                    build.graph.jobs()[dependency as usize].name().to_owned()
+                    build.work.name(dependency as usize).to_owned()
                 });
-                let number = build.map_or(0, |build| build.submitted[dependency as usize]);
+                let number = build.map_or(0, |build| build.work.client_number(dependency as usize));
                 (wire::Outcome::Skipped, format!("its dependency {name:?} did not succeed"), number)
             }
             Outcome::Cancelled => {
@@ -337,7 +338,7 @@ impl Core {
         else {
             return nobody.to_owned();
         };
-        let asked = build.graph.jobs()[job.index as usize].resources();
+        let asked = build.work.resources(job.index as usize);
         let asked = sched::Resources::new(asked.milli_cores, asked.memory_bytes);
         let Some((name, largest)) = self.sessions.nearest_to(asked, build.pool(job)) else {
             return nobody.to_owned();
@@ -367,30 +368,10 @@ fn attempt_of(outcome: Outcome) -> Option<sched::AttemptId> {
     }
 }
 
-/// Why a job cannot be lowered.
-#[derive(Debug)]
-enum Unprepared {
-    /// The outputs of the dependency at this position of the graph are not known.
-    NoOutputs(u32),
-    /// The input root is no valid directory.
-    Tree(TreeError),
-}
-
 /// Lowers a job whose dependencies are done.
-fn prepare(build: &Build, job: JobRef) -> Result<Prepared, Unprepared> {
-    let index = job.index as usize;
-    let spec = &build.graph.jobs()[index];
-    let mut deps = Vec::with_capacity(spec.deps().len());
-    for dep in spec.deps() {
-        deps.push(
-            build.jobs[dep.get()].output_root.ok_or(Unprepared::NoOutputs(number(dep.get())))?,
-        );
-    }
-    let (root, blobs) =
-        input_root(build.source_roots[index], &deps, build.function).map_err(Unprepared::Tree)?;
-    let action = spec.lower(root, build.toolchain(job));
-    let key = *action.digest().as_bytes();
-    Ok(Prepared { action, key, directories: blobs.into_iter().map(|(_, blob)| blob).collect() })
+fn prepare(build: &Build, job: JobRef) -> Result<Arc<Prepared>, Unprepared> {
+    let output_root = |dep: usize| build.jobs[dep].output_root;
+    build.work.prepare(job.index as usize, build.function, build.toolchain(job), output_root)
 }
 
 fn infra_text(reason: sched::InfraReason) -> String {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use distbuild_proto::graph::{Graph, JobId, RawGraph};
+use distbuild_proto::action::{Action, ActionParts, Layout};
+use distbuild_proto::graph::{Graph, JobId, Platform, RawGraph, Resources};
 use distbuild_proto::wire::build_event::Body;
 use distbuild_proto::wire::to_worker;
-use distbuild_proto::{DigestFunction, wire};
+use distbuild_proto::{Digest, DigestFunction, wire};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,6 +57,52 @@ impl Rig {
         orders
     }
 
+    fn execute(&mut self, id: &str) -> Accepted {
+        let action = Action::new(ActionParts {
+            layout: Layout::Root,
+            steps: Vec::new(),
+            input_root: DigestFunction::Sha256.digest(b"root"),
+            output_paths: Vec::new(),
+            platform: Platform::default(),
+            timeout: None,
+            resources: Resources { milli_cores: 1000, memory_bytes: 0 },
+            network: false,
+            toolchain: String::new(),
+            salt: String::new(),
+            declared_id: None,
+        });
+        let execution = Box::new(Execution {
+            id: id.to_owned(),
+            name: "compile".to_owned(),
+            user: String::new(),
+            class: 100,
+            function: DigestFunction::Sha256,
+            action: action.unwrap(),
+            selector: properties(),
+        });
+        let (reply, mut answer) = oneshot::channel();
+        self.core.handle_message(Message::Execute { execution, reply });
+        self.rounds();
+        answer.try_recv().unwrap().unwrap()
+    }
+
+    fn rounds(&mut self) {
+        while self.core.round() {}
+    }
+
+    /// The only worker ends an attempt.
+    fn end(&mut self, attempt: u64, end: wire::AttemptEnd, root: Option<Digest>) {
+        let result = wire::JobResult { output_root: root.map(Into::into), ..Default::default() };
+        let ended = wire::AttemptEnded {
+            attempt,
+            end: end.into(),
+            result: Some(result),
+            ..Default::default()
+        };
+        self.core.attempt_ended(1, ended);
+        self.rounds();
+    }
+
     /// Independent jobs, of which the first is requested.
     fn submit(&mut self, name: &str, count: usize) -> EventLog {
         let mut raw = RawGraph::new("");
@@ -77,14 +124,16 @@ impl Rig {
             header: wire::BuildHeader { no_cache: true, ..Default::default() },
             function: DigestFunction::Blake3,
             plan: Box::new(plan(&graph, &pool_of, &requested, &cached).unwrap()),
-            graph: Arc::new(graph),
-            submitted: (0..count as u32).collect(),
-            positions: (0..count as u32).collect(),
-            source_roots: vec![None; count],
+            work: Work::Graph(Box::new(GraphWork {
+                graph: Arc::new(graph),
+                submitted: (0..count as u32).collect(),
+                positions: (0..count as u32).collect(),
+                source_roots: vec![None; count],
+                ids: vec![JobId::try_from(&[0; 20][..]).unwrap(); count],
+                keys: vec![None; count],
+            })),
             requested,
-            ids: vec![JobId::try_from(&[0; 20][..]).unwrap(); count],
             id_bytes: Bytes::from(vec![0; 20 * count]),
-            keys: vec![None; count],
             cached,
             pools: vec![properties()],
             pool_of,
@@ -141,4 +190,77 @@ async fn an_ended_build_is_forgotten_a_part_at_a_time() {
     assert!(rounds > 5, "{rounds} rounds");
     assert_eq!(finished(&large), count);
     assert!(rig.core.builds.is_empty() && rig.core.forgotten.is_empty());
+}
+
+/// What a worker is told, but for the welcome and acknowledgements.
+fn told(orders: &mut mpsc::Receiver<wire::ToWorker>) -> Vec<to_worker::Body> {
+    let orders = std::iter::from_fn(|| orders.try_recv().ok()).filter_map(|order| order.body);
+    orders.filter(|body| !matches!(body, to_worker::Body::Welcome(_))).collect()
+}
+
+#[tokio::test]
+async fn an_execution_is_assigned_as_it_stands_and_is_no_build_that_people_see() {
+    let mut rig = rig();
+    let mut orders = rig.join();
+    rig.execute("e");
+    let told = told(&mut orders);
+    let [to_worker::Body::Assign(assign)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(
+        (assign.job_name.as_str(), &assign.build_ids[..]),
+        ("compile", &["e".to_owned()][..])
+    );
+    assert_eq!(assign.digest_function, DigestFunction::Sha256 as i32);
+    assert!(rig.core.status().builds.is_empty());
+}
+
+#[tokio::test]
+async fn the_outputs_of_a_failed_execution_have_holders_until_the_edge_lets_go() {
+    let mut rig = rig();
+    let mut orders = rig.join();
+    let Accepted { build, .. } = rig.execute("e");
+    let root = DigestFunction::Sha256.digest(b"outputs");
+    rig.end(1, wire::AttemptEnd::AttemptFailed, Some(root));
+    assert_eq!(rig.core.sessions_with(&root), [1]);
+    told(&mut orders);
+    rig.core.handle_message(Message::LetGo { build });
+    rig.rounds();
+    assert!(rig.core.sessions_with(&root).is_empty());
+    let told = told(&mut orders);
+    let released = matches!(&told[..], [to_worker::Body::ReleaseBuild(it)] if it.build_id == "e");
+    assert!(released, "{told:?}");
+}
+
+#[tokio::test]
+async fn an_execution_that_the_edge_lets_go_of_is_cancelled() {
+    let mut rig = rig();
+    let mut orders = rig.join();
+    let Accepted { build, events } = rig.execute("e");
+    told(&mut orders);
+    rig.core.handle_message(Message::LetGo { build });
+    rig.rounds();
+    let told = told(&mut orders);
+    let cancelled =
+        matches!(&told[..], [to_worker::Body::CancelAttempt(_), to_worker::Body::ReleaseBuild(_)]);
+    assert!(cancelled, "{told:?}");
+    rig.end(1, wire::AttemptEnd::AttemptCancelled, None);
+    assert_eq!(finished(&events), 1);
+    assert!(rig.core.builds.is_empty());
+}
+
+#[tokio::test]
+async fn outputs_that_are_lost_before_the_edge_has_them_are_made_again() {
+    let mut rig = rig();
+    let mut orders = rig.join();
+    let Accepted { build, .. } = rig.execute("e");
+    let root = DigestFunction::Sha256.digest(b"outputs");
+    rig.end(1, wire::AttemptEnd::AttemptSucceeded, Some(root));
+    told(&mut orders);
+    rig.core.client_report(build, ClientReport::OutputsMissing(0));
+    rig.rounds();
+    let told = told(&mut orders);
+    assert!(matches!(&told[..], [to_worker::Body::Assign(_)]), "{told:?}");
+    rig.end(2, wire::AttemptEnd::AttemptSucceeded, Some(root));
+    rig.core.client_report(build, ClientReport::Delivered(vec![0]));
+    rig.rounds();
+    assert!(rig.core.builds.is_empty());
 }

@@ -15,7 +15,7 @@ use distbuild_sched as sched;
 use distbuild_sched::StoreId;
 use tonic::{Status, Streaming};
 
-use crate::core::{Claim, Handle, Message, Shared, Submission};
+use crate::core::{Claim, GraphWork, Handle, Message, Shared, Submission, Work};
 use crate::metadata::BuildMetadata;
 use crate::pools::{Properties, Selected, TOOLCHAIN};
 use crate::state::CachedResult;
@@ -91,14 +91,16 @@ pub(crate) async fn prepare(
             header,
             function,
             plan: Box::new(plan(&graph, &pool_of, &requested, &cached)?),
-            graph,
-            submitted,
-            positions,
-            source_roots,
+            work: Work::Graph(Box::new(GraphWork {
+                graph,
+                submitted,
+                positions,
+                source_roots,
+                ids,
+                keys,
+            })),
             requested,
-            ids,
             id_bytes: id_bytes.freeze(),
-            keys,
             cached,
             pools,
             pool_of,
