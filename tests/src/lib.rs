@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod example;
 pub mod farm;
 pub mod project;
+pub mod reapi;
 pub mod slow_link;
 pub mod tied;
 pub mod wait;
