@@ -14,6 +14,11 @@ pub fn zstd() -> Project {
     lay_out("zstd")
 }
 
+/// The C++ project for Bazel, as `examples/bazel` lays it out: 43 targets.
+pub fn bazel() -> Project {
+    lay_out("bazel")
+}
+
 fn lay_out(name: &str) -> Project {
     let project = Project::new();
     let script = format!("{}/../examples/{name}/generate.sh", env!("CARGO_MANIFEST_DIR"));

@@ -3,6 +3,7 @@
 //! Everything a test starts ends with it, also when it panics: daemons are killed and waited for when
 //! their handles are dropped, directories go with them; if the tests are killed, the kernel kills the daemons. Waiting is always for an event, with a deadline.
 
+pub mod bazel;
 pub mod binary;
 pub mod build;
 pub mod daemon;
@@ -14,6 +15,7 @@ pub mod slow_link;
 pub mod tied;
 pub mod wait;
 
+pub use bazel::Bazel;
 pub use build::{Build, Finished};
 pub use daemon::Daemon;
 pub use farm::Farm;
