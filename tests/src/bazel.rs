@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::project::Project;
 use crate::tied;
@@ -177,6 +178,20 @@ impl Drop for Invocation {
 }
 
 impl Ended {
+    /// How long the command took, as Bazel tells.
+    ///
+    /// # Panics
+    /// It told nothing.
+    pub fn elapsed(&self) -> Duration {
+        // INFO: Elapsed time: 27.224s, Critical Path: 1.53s
+        let seconds = self.text.lines().rev().find_map(|line| {
+            let (seconds, _) = line.strip_prefix("INFO: Elapsed time: ")?.split_once('s')?;
+            seconds.parse().ok()
+        });
+        let seconds = seconds.unwrap_or_else(|| panic!("no elapsed time in {}", self.text));
+        Duration::from_secs_f64(seconds)
+    }
+
     /// How many actions ran in which way, by Bazel's own count: `remote`, `remote cache hit`, `local`, `internal`.
     ///
     /// # Panics
@@ -200,6 +215,12 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_elapsed_time_is_read() {
+        let text = "INFO: Elapsed time: 27.224s, Critical Path: 1.53s\n".to_owned();
+        assert_eq!(Ended { code: 0, text }.elapsed(), Duration::from_millis(27_224));
+    }
 
     #[test]
     fn the_count_of_processes_is_read_from_the_last_line_that_has_one() {

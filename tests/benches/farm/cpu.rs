@@ -1,9 +1,12 @@
 //! Time on processors: of daemons with everything they started, and of commands that were waited for.
 
+use distbuild_tests::Farm;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::{Pid, SysconfVar, sysconf};
+
+use crate::samples::Samples;
 
 /// Seconds that a process and its descendants have used, those that have ended and were waited for
 /// included. The kernel counts in ticks of 10 ms.
@@ -46,6 +49,49 @@ pub(crate) fn commands() -> Commands {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
     let seconds = |time: TimeVal| time.num_microseconds() as f64 / 1e6;
     Commands { user: seconds(usage.user_time()), system: seconds(usage.system_time()) }
+}
+
+/// Seconds that this process has used with all its threads.
+pub(crate) fn of_this_process() -> f64 {
+    of_process(Pid::this())
+}
+
+/// Processor time a job, of each process that has a part in it.
+pub(crate) struct Spent {
+    of_client: fn() -> f64,
+    coordinator: Pid,
+    worker: Pid,
+    jobs: usize,
+    samples: [Samples; 3],
+}
+
+impl Spent {
+    /// On a farm of one worker, by so many jobs of a client whose time is known.
+    pub(crate) fn of(farm: &Farm, of_client: fn() -> f64, jobs: usize) -> Self {
+        let worker = farm.workers[0].as_ref().unwrap().pid();
+        let coordinator = farm.coordinator.pid();
+        Self { of_client, coordinator, worker, jobs, samples: Default::default() }
+    }
+
+    /// Takes a sample while all these jobs run.
+    pub(crate) fn during(&mut self, work: impl FnOnce() -> f64) -> f64 {
+        let before = self.now();
+        let result = work();
+        let spent = self.now().into_iter().zip(before).map(|(after, before)| after - before);
+        for (samples, seconds) in self.samples.iter_mut().zip(spent) {
+            samples.push(seconds / self.jobs as f64);
+        }
+        result
+    }
+
+    fn now(&self) -> [f64; 3] {
+        [(self.of_client)(), of_tree(self.coordinator), of_tree(self.worker)]
+    }
+
+    /// Seconds a job.
+    pub(crate) fn by_process(&self) -> impl Iterator<Item = (&'static str, &Samples)> {
+        ["client", "coordinator", "worker and the jobs"].into_iter().zip(&self.samples)
+    }
 }
 
 struct Stat {

@@ -6,12 +6,12 @@
 //! run, in turns, so that whatever else the machine does meets both. Figures are medians with
 //! the least and the greatest in brackets.
 //!
-//! The sections' limits are 15 minutes together, building aside: a section takes as many rounds
+//! The sections' limits are 18 minutes together, building aside: a section takes as many rounds
 //! as fit into its limit, three at least, so that a busy machine may take longer. A section is chosen by (part of) its name; one that
 //! fails is told in the summary, and in the exit code.
 //!
 //! It needs Linux with FUSE, `cc`, `ar`, `make` and `bash`; `ninja`, `ccache` and `distcc` are compared with
-//! if they are installed. What each section measures is told in its module.
+//! if they are installed, and `bazel` is a client. What each section measures is told in its module.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,6 +19,7 @@
     reason = "a benchmark prints, and fails loudly"
 )]
 
+mod bazel;
 mod builds;
 mod compile;
 mod cpu;
@@ -30,6 +31,7 @@ mod other_crates;
 mod peers;
 mod plain_build;
 mod prefetch;
+mod reapi;
 mod samples;
 mod section;
 mod summary;
@@ -52,14 +54,16 @@ enum Work {
 }
 
 /// Name, limit in seconds, and work; in the order of the targets in `docs/BENCHMARKS.md`. The limits
-/// are 15 minutes together.
-const SECTIONS: [(&str, u64, Work); 16] = [
+/// are 18 minutes together.
+const SECTIONS: [(&str, u64, Work); 18] = [
     ("compile", 170, Work::Here(compile::run)),
     ("mount", 60, there("distbuild-fs", "mount", &[])),
     ("prefetch", 100, Work::Here(prefetch::run)),
     ("action", 30, there("distbuild-worker", "action", &[])),
     ("input-count", 20, Work::Here(input_count::run)),
     ("noop-jobs", 30, Work::Here(noop_jobs::run)),
+    ("reapi", 40, Work::Here(reapi::run)),
+    ("bazel", 120, Work::Here(bazel::run)),
     ("large", 40, there("distbuild-worker", "large", &[])),
     ("small", 40, there("distbuild-worker", "fetch", &[])),
     ("decisions", 30, there("distbuild-sched", "decisions", &MILLION_JOBS)),

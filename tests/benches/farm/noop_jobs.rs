@@ -8,10 +8,9 @@
 use std::process::{Command, Stdio};
 
 use distbuild_tests::{Farm, Project};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::cpu;
+use crate::cpu::{self, Spent};
 use crate::samples::{Samples, seconds};
 use crate::section::Section;
 use crate::summary::Target;
@@ -33,7 +32,7 @@ pub(crate) fn run(section: &mut Section) {
         build(&farm, project);
     }
 
-    let mut spent = Spent::start(&farm);
+    let mut spent = Spent::of(&farm, cpu::of_commands, MANY);
     let [throughput, plain, latency, plain_latency, single] = section.in_turns(
         ROUNDS,
         section.share(1.0),
@@ -84,8 +83,8 @@ fn build(farm: &Farm, project: &Project) {
     assert_eq!(finished.jobs("executed"), finished.jobs("total"));
 }
 
-/// The baseline.
-fn spawn_many(count: usize, threads: usize) {
+/// The baseline: a program that does nothing, so many times.
+pub(crate) fn spawn_many(count: usize, threads: usize) {
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -97,35 +96,4 @@ fn spawn_many(count: usize, threads: usize) {
             });
         }
     });
-}
-
-/// Processor time a job, of each process that has a part in it.
-struct Spent {
-    coordinator: Pid,
-    worker: Pid,
-    samples: [Samples; 3],
-}
-
-impl Spent {
-    fn start(farm: &Farm) -> Self {
-        let worker = farm.workers[0].as_ref().unwrap().pid();
-        Self { coordinator: farm.coordinator.pid(), worker, samples: Default::default() }
-    }
-
-    fn during(&mut self, work: impl FnOnce() -> f64) -> f64 {
-        let now =
-            || [cpu::of_commands(), cpu::of_tree(self.coordinator), cpu::of_tree(self.worker)];
-        let before = now();
-        let result = work();
-        let after = now();
-        for (samples, (before, after)) in self.samples.iter_mut().zip(before.into_iter().zip(after))
-        {
-            samples.push((after - before) / MANY as f64);
-        }
-        result
-    }
-
-    fn by_process(&self) -> impl Iterator<Item = (&'static str, &Samples)> {
-        ["client", "coordinator", "worker and the jobs"].into_iter().zip(&self.samples)
-    }
 }

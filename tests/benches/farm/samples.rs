@@ -39,6 +39,12 @@ impl Samples {
         Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| ours / theirs).collect())
     }
 
+    /// Each without the one of `other` that was taken in the same round.
+    pub(crate) fn minus(&self, other: &Self) -> Self {
+        assert_eq!(self.0.len(), other.0.len(), "both were taken in every round");
+        Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| ours - theirs).collect())
+    }
+
     /// Each changed in the same way.
     pub(crate) fn map(&self, change: impl Fn(f64) -> f64) -> Self {
         Self(self.0.iter().copied().map(change).collect())
