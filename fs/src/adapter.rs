@@ -72,8 +72,8 @@ impl Filesystem for Adapter {
                 tracing::info!(fuse.flag = ?flag, "the kernel lacks a FUSE feature");
             }
         }
-        if self.answers.backings.is_some() {
-            Backings::request(config);
+        if let Some(backings) = &self.answers.backings {
+            backings.request(config);
         }
         if config.set_max_background(MAX_BACKGROUND).is_err() {
             tracing::warn!("the number of background requests could not be raised");

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{BackingId, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpen};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use parking_lot::Mutex;
 
 use crate::inode::Ino;
@@ -27,9 +28,11 @@ use crate::inode::Ino;
 /// kernel's own copy.
 pub const LARGE_FILE_BYTES: u64 = 16 << 20;
 
-/// What may lie below the store: nothing, or one overlay. Then no overlay fits above this connection, which
-/// none is put on.
-const STACK_DEPTH: u32 = 2;
+/// The kernel piles no more than two file systems on one another. With nothing below the store one overlay fits
+/// above this connection; with an overlay there, none.
+const STACK_DEPTH: u32 = 1;
+/// See [`STACK_DEPTH`].
+const STACK_DEPTH_ON_OVERLAY: u32 = 2;
 
 /// The handle of what is read through this process.
 const PLAIN: FileHandle = FileHandle(0);
@@ -45,6 +48,7 @@ pub(crate) struct Backings {
     /// Once the kernel has been seen to take a file. Before and otherwise, openings are not implemented, and
     /// the connection is a usual one.
     allowed: AtomicBool,
+    stack_depth: u32,
     open: Mutex<HashMap<Ino, Backing>>,
 }
 
@@ -55,10 +59,17 @@ struct Backing {
 }
 
 impl Backings {
+    /// For files of this store.
+    pub(crate) fn of(store: &Path) -> Self {
+        let on_overlay = is_on_overlay(store);
+        let stack_depth = if on_overlay { STACK_DEPTH_ON_OVERLAY } else { STACK_DEPTH };
+        Self { stack_depth, ..Self::default() }
+    }
+
     /// Asks for it when the connection begins. A kernel that lacks it refuses the [trial](Self::try_out).
-    pub(crate) fn request(config: &mut KernelConfig) {
+    pub(crate) fn request(&self, config: &mut KernelConfig) {
         let _refused_later = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
-        let _refused_later = config.set_max_stack_depth(STACK_DEPTH);
+        let _refused_later = config.set_max_stack_depth(self.stack_depth);
     }
 
     /// Sees whether the kernel takes a file of this store: it must be new enough, this process must be
@@ -140,6 +151,13 @@ impl Backings {
     pub(crate) fn count(&self) -> usize {
         self.open.lock().len()
     }
+}
+
+/// Whether a directory lies on an overlay. What is read by passthrough from a store there can have no overlay
+/// above it.
+pub fn is_on_overlay(directory: &Path) -> bool {
+    // One that cannot be looked at will be refused for another reason.
+    statfs(directory).is_ok_and(|found| found.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
 }
 
 #[expect(unsafe_code, reason = "fuser closes only what it opened for a reply")]

@@ -42,7 +42,7 @@ pub mod tree;
 pub mod view;
 
 pub use answers::Owner;
-pub use backing::LARGE_FILE_BYTES;
+pub use backing::{LARGE_FILE_BYTES, is_on_overlay};
 pub use contents::{Contents, Want, WantError};
 pub use error::AccessError;
 pub use inode::{FileKey, Ino, ViewId};

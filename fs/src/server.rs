@@ -150,7 +150,12 @@ pub fn serve(
     let fetcher = Arc::new(Fetcher::new(fetch_config(config)?, Arc::clone(&tree), contents)?);
     let adapter = Adapter::new(tree, Arc::clone(&fetcher), config.owner, None);
     let usual = Begun::new(mount, adapter, config.loop_threads)?.answer(on_end)?;
-    Ok(Serving { usual, passthrough: None, backings: Arc::default(), fetcher })
+    Ok(Serving {
+        usual,
+        passthrough: None,
+        backings: Arc::new(Backings::of(&config.store)),
+        fetcher,
+    })
 }
 
 /// Begins to serve a worker's mounts. Says also why there is no passthrough, if there is none, and what tells

@@ -6,8 +6,11 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use distbuild_proto::action::Layout;
+
 use crate::report::Trouble;
 use crate::run_dir::remove_tree;
+use crate::sandbox::protocol::{CHANGES_DIR, WORK_DIR};
 
 /// The places of one action. Nothing is there before [`make`](Self::make).
 #[derive(Debug)]
@@ -31,15 +34,25 @@ impl ActionDir {
         self.out.with_extension(if stderr { "stderr" } else { "stdout" })
     }
 
-    /// Makes the output directory.
+    /// What takes the changes that an action makes in its input root.
+    pub(crate) fn changes(&self) -> PathBuf {
+        self.out.join(CHANGES_DIR)
+    }
+
+    /// Makes the output directory, or, in the same place, what an overlay needs.
     ///
     /// # Errors
     /// The disk refuses.
-    pub(crate) fn make(&self) -> Result<(), Trouble> {
-        DirBuilder::new()
-            .mode(0o755)
-            .create(&self.out)
-            .map_err(|source| Trouble::disk("make", &self.out, source))
+    pub(crate) fn make(&self, layout: Layout) -> Result<(), Trouble> {
+        let make = |path: &Path| {
+            let made = DirBuilder::new().mode(0o755).create(path);
+            made.map_err(|source| Trouble::disk("make", path, source))
+        };
+        make(&self.out)?;
+        match layout {
+            Layout::Native => Ok(()),
+            Layout::Root => make(&self.changes()).and_then(|()| make(&self.out.join(WORK_DIR))),
+        }
     }
 
     /// Removes what is left. Blocks on the disk; what cannot be removed goes with the worker's directory.

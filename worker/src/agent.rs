@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use distbuild_cas::DiskStore;
+use distbuild_cas::{DiskStore, Filler};
 use distbuild_proto::wire;
 use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::to_worker;
@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempt;
-use crate::config::Limits;
+use crate::config::{Limits, WorkerConfig};
+use crate::directories::Directories;
+use crate::fetch::InputSource;
 use crate::fs_client::FsClient;
 use crate::inputs::InputsByView;
 use crate::large_files::LargeFiles;
@@ -22,7 +24,7 @@ use crate::outbox::{Epoch, Outbox};
 use crate::prefetch::Prefetcher;
 use crate::report::Trouble;
 use crate::run_dir::RunDir;
-use crate::sandbox::Spawner;
+use crate::sandbox::{RootAt, Spawner};
 use crate::trees::Pins;
 
 /// Everything that attempts share.
@@ -37,6 +39,9 @@ pub(crate) struct Agent {
     pub(crate) inputs: InputsByView,
     pub(crate) pins: Arc<Pins>,
     pub(crate) large_files: LargeFiles,
+    pub(crate) directories: Directories,
+    /// Where actions see an input root that they may change.
+    pub(crate) input_root_at: RootAt,
     /// None if nothing is fetched before it is needed.
     pub(crate) prefetcher: Option<Prefetcher>,
     outbox: Outbox,
@@ -71,15 +76,18 @@ struct Running {
 
 impl Agent {
     pub(crate) fn new(
-        name: String,
-        limits: Limits,
+        config: &WorkerConfig,
         equipment: Equipment,
         outbox: Outbox,
-        prefetcher: Option<Prefetcher>,
+        filler: Filler<InputSource>,
     ) -> Self {
         let Equipment { store, fs, spawner, run, inputs } = equipment;
+        let limits = config.limits.clone();
+        let prefetcher = Prefetcher::new(filler.clone(), limits.prefetch_bytes);
         Self {
-            name,
+            name: config.name.clone(),
+            directories: Directories::new(filler, limits.blob_deadline),
+            input_root_at: config.input_root_at,
             limits,
             store,
             fs,
@@ -87,8 +95,8 @@ impl Agent {
             run,
             inputs,
             pins: Arc::default(),
-            large_files: LargeFiles::default(),
-            prefetcher,
+            large_files: LargeFiles::new(&config.store.root),
+            prefetcher: config.prefetch.then_some(prefetcher),
             outbox,
             running: Mutex::default(),
             settled: Notify::new(),

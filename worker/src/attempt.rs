@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use distbuild_proto::action::Action;
+use distbuild_proto::action::{Action, Layout};
 use distbuild_proto::{DigestFunction, wire};
 use nix::fcntl::OFlag;
 use tokio::net::unix::pipe;
@@ -31,11 +31,11 @@ use crate::agent::Agent;
 use crate::clock::Expired;
 use crate::fs_client::{AddedView, DroppedView, FsError};
 use crate::inputs::{Inputs, Place};
-use crate::job_spec::{ShownRoot, job_spec};
+use crate::job_spec::{ShownRoot, native_job, root_job};
 use crate::outbox::Epoch;
 use crate::output::{Captured, Keep, Live, capture};
 use crate::prefetch::Tally;
-use crate::report::{Finished, Times, Trouble, report};
+use crate::report::{Finished, Outputs, Times, Trouble, report};
 use crate::sandbox::{Ended, JobEnd, RunningJob, SandboxError};
 
 /// How long a job's streams may take to end when no process is left.
@@ -118,7 +118,14 @@ impl Attempt {
         let directories = std::mem::take(&mut assign.directories);
         let holders = assign.deps.iter().map(|dep| dep.peer_addresses.clone()).collect();
         let assignment = Assignment::parse(assign)?;
-        let inputs = Inputs::new(assignment.attempt, holders, self.agent.store.lease(&[]));
+        let layout = assignment.action.layout;
+        if layout == Layout::Root
+            && let Some(reason) = self.agent.spawner.no_input_roots()
+        {
+            return Err(Trouble::NoInputRoots(reason.to_owned()));
+        }
+        let lease = self.agent.store.lease(&[]);
+        let inputs = Inputs::new(assignment.attempt, layout, holders, lease);
         let inputs = Arc::new(inputs);
         let large = self.store_directories(directories, &inputs, &assignment).await?;
         let root = assignment.action.input_root;
@@ -143,7 +150,7 @@ impl Attempt {
             check(&ran, &dropped, &inputs)?;
             Ok((ran, dropped))
         });
-        self.report(assignment, ran, directory, &inputs).await
+        self.report(assignment, ran, directory, inputs).await
     }
 
     /// Stores the few directories of the input root that nobody else has. Says which parts of it are to be shown
@@ -155,6 +162,7 @@ impl Attempt {
         assignment: &Assignment,
     ) -> Result<Vec<Place>, Trouble> {
         let (function, root) = (assignment.function, assignment.action.input_root);
+        let layout = assignment.action.layout;
         let mut blobs: Vec<_> =
             blobs.into_iter().map(|blob| (function.digest(&blob), blob)).collect();
         blobs.iter().for_each(|(digest, _)| inputs.keep(&[*digest]));
@@ -169,9 +177,13 @@ impl Attempt {
             for (digest, blob) in &blobs {
                 agent.store.insert(digest, blob, false)?;
             }
-            Ok(match may_have_large {
-                true => agent.large_files.places(&agent.store, &root),
-                false => Vec::new(),
+            Ok(match layout {
+                _ if !may_have_large => Vec::new(),
+                Layout::Native => agent.large_files.places(&agent.store, &root),
+                Layout::Root => {
+                    let large = agent.large_files.is_large(&agent.store, &root);
+                    large.then_some(Place::Source).into_iter().collect()
+                }
             })
         });
         stored.await.map_err(|_| Trouble::internal("storing directories"))?
@@ -190,8 +202,12 @@ impl Attempt {
         running: Running<'_>,
     ) -> Result<Finished, Trouble> {
         let Running { view, root, directory, arrived } = running;
-        let spec = job_spec(&assignment.action, &root, directory.out())?;
-        directory.make()?;
+        let action = &assignment.action;
+        let spec = match action.layout {
+            Layout::Native => native_job(action, &root, directory.out()),
+            Layout::Root => root_job(action, &root, directory.out(), self.agent.input_root_at),
+        };
+        directory.make(action.layout)?;
         let ((stdout, stdout_end), (stderr, stderr_end)) = (stream()?, stream()?);
         let overflow = CancellationToken::new();
         let mut job = self.agent.spawner.start(spec, stdout_end, stderr_end)?;
@@ -277,15 +293,15 @@ impl Attempt {
         assignment: Assignment,
         ran: Result<(Finished, DroppedView), Trouble>,
         directory: ActionDir,
-        inputs: &Inputs,
+        inputs: Arc<Inputs>,
     ) -> Result<wire::AttemptEnded, Trouble> {
-        let (agent, from_peers) = (self.agent.clone(), inputs.from_peers.load(Ordering::Relaxed));
+        let agent = self.agent.clone();
         let (tell, told) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             let ended = ran.and_then(|(finished, dropped)| {
-                let out = directory.out();
-                let mut ended = report(&agent, assignment, finished, out, dropped.record)?;
-                ended.bytes_from_peers = from_peers;
+                let outputs = Outputs { directory: &directory, inputs: &inputs };
+                let mut ended = report(&agent, assignment, finished, outputs, dropped.record)?;
+                ended.bytes_from_peers = inputs.from_peers.load(Ordering::Relaxed);
                 Ok(ended)
             });
             // Whoever waits has gone if the worker is shut down.

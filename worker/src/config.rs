@@ -10,7 +10,7 @@ use distbuild_cas::{FillerConfig, StoreConfig};
 use distbuild_proto::Address;
 
 use crate::error::WorkerError;
-use crate::sandbox::JobUser;
+use crate::sandbox::{JobUser, RootAt};
 
 /// The user and group that jobs run as when the worker is root: in the range that systemd leaves
 /// unused, and below 65536, so that it exists in containers that map no more users than that.
@@ -30,7 +30,7 @@ pub struct WorkerConfig {
     pub milli_cores: u32,
     /// What the worker offers: memory in bytes.
     pub memory_bytes: u64,
-    /// Platform properties beside `os`, `arch` and `toolchain`, which the worker adds itself unless they
+    /// Platform properties beside `os`, `arch`, `toolchain` and `input-root`, which the worker adds itself unless they
     /// are given.
     pub properties: BTreeMap<String, String>,
     /// Where peers reach this worker's blobs; none: only through the coordinator.
@@ -50,6 +50,8 @@ pub struct WorkerConfig {
     pub job_user: JobUser,
     /// The store; its root is `<state>/store` unless changed.
     pub store: StoreConfig,
+    /// Where actions see an input root that they may change: those that came through the Remote Execution API.
+    pub input_root_at: RootAt,
     /// The limits.
     pub limits: Limits,
 }
@@ -75,6 +77,7 @@ impl WorkerConfig {
             job_user: JobUser { uid: JOB_ID, gid: JOB_ID },
             store: StoreConfig::new(state.join("store")),
             state,
+            input_root_at: RootAt::default(),
             limits: Limits::default(),
         }
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use distbuild_cas::{DiskStore, FetchError, Filler, Want};
+use distbuild_proto::action::Layout;
 use distbuild_proto::{Address, Digest};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +56,7 @@ impl Exchange {
             silence: config.limits.silence,
             stop: CancellationToken::new(),
         };
-        let inputs = Arc::new(Inputs::new(1, vec![peers], store.lease(&[])));
+        let inputs = Arc::new(Inputs::new(1, Layout::Native, vec![peers], store.lease(&[])));
         Ok(Self { filler: Filler::new(store, source, config.limits.filler.clone()), inputs })
     }
 

@@ -52,6 +52,7 @@ pub(crate) fn spawner_config(config: &WorkerConfig, run: &RunDir) -> SpawnerConf
     if !config.store.root.starts_with(&config.state) {
         spawner.hidden.push(config.store.root.clone());
     }
+    spawner.changes = Some(run.actions().to_owned());
     spawner.max_jobs = config.limits.max_attempts;
     spawner
 }

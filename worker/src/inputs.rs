@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use distbuild_cas::Lease;
+use distbuild_proto::action::Layout;
 use distbuild_proto::{Digest, RelPath};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -15,15 +16,18 @@ use crate::prefetch::Prefetched;
 /// A part of an input root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Place {
-    /// The source tree, or the few directories of the root itself.
+    /// The source tree, or the few directories of the root itself, or all of a root of another layout.
     Source,
     /// The output tree of the dependency at this position.
     Dep(u32),
 }
 
 impl Place {
-    /// The part that a path inside an input root lies in.
-    pub(crate) fn of(path: &RelPath) -> Self {
+    /// The part that a path inside an input root of this layout lies in.
+    pub(crate) fn of(path: &RelPath, layout: Layout) -> Self {
+        if layout == Layout::Root {
+            return Self::Source;
+        }
         let mut components = path.components();
         let number = match (components.next(), components.next()) {
             (Some(b"dep"), Some(number)) => std::str::from_utf8(number).ok(),
@@ -38,6 +42,8 @@ impl Place {
 pub(crate) struct Inputs {
     /// The attempt, as the coordinator numbers it.
     pub(crate) attempt: u64,
+    /// How the input root is made up.
+    pub(crate) layout: Layout,
     /// For each dependency: addresses of peers that hold its outputs.
     pub(crate) holders: Vec<Vec<String>>,
     /// Stands while contents are fetched.
@@ -53,9 +59,15 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    pub(crate) fn new(attempt: u64, holders: Vec<Vec<String>>, lease: Lease) -> Self {
+    pub(crate) fn new(
+        attempt: u64,
+        layout: Layout,
+        holders: Vec<Vec<String>>,
+        lease: Lease,
+    ) -> Self {
         Self {
             attempt,
+            layout,
             holders,
             clock: Clock::default(),
             ended: CancellationToken::new(),
@@ -64,6 +76,11 @@ impl Inputs {
             lease: Mutex::new(lease),
             lost: Mutex::default(),
         }
+    }
+
+    /// The part of the input root that a path in it lies in.
+    pub(crate) fn place(&self, path: &RelPath) -> Place {
+        Place::of(path, self.layout)
     }
 
     /// Keeps a blob in the store until the attempt ends.
@@ -118,9 +135,12 @@ mod tests {
 
     #[test]
     fn a_path_tells_the_part_of_the_input_root() {
-        let place = |path: &str| Place::of(&RelPath::new(path.as_bytes()).unwrap());
+        let in_layout =
+            |path: &str, layout| Place::of(&RelPath::new(path.as_bytes()).unwrap(), layout);
+        let place = |path| in_layout(path, Layout::Native);
         assert_eq!(place("dep/12/lib"), Place::Dep(12));
         assert_eq!(place("dep/12"), Place::Dep(12));
+        assert_eq!(in_layout("dep/12/lib", Layout::Root), Place::Source);
         for source in ["", "src", "src/dep", "dep", "dep/x"] {
             assert_eq!(place(source), Place::Source, "{source}");
         }

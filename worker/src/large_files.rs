@@ -8,6 +8,7 @@
 //! dearer to open.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 
 use distbuild_cas::DiskStore;
@@ -32,15 +33,17 @@ const FILES: usize = 16;
 pub(crate) struct LargeFiles {
     /// The large files that a directory reaches.
     known: Mutex<LruCache<Digest, Arc<[Digest]>>>,
-}
-
-impl Default for LargeFiles {
-    fn default() -> Self {
-        Self { known: Mutex::new(LruCache::new(REMEMBERED)) }
-    }
+    /// An overlay can be put above what is read by passthrough.
+    below_overlays: bool,
 }
 
 impl LargeFiles {
+    /// Nothing is known yet of what may come to lie in the store at `root`.
+    pub(crate) fn new(root: &Path) -> Self {
+        let below_overlays = !distbuild_fs::is_on_overlay(root);
+        Self { known: Mutex::new(LruCache::new(REMEMBERED)), below_overlays }
+    }
+
     /// Whether it is known already that an input root has no large file.
     pub(crate) fn has_none(&self, root: &Digest) -> bool {
         self.known.lock().get(root).is_some_and(|files| files.is_empty())
@@ -64,6 +67,14 @@ impl LargeFiles {
             self.known.lock().put(*root, Arc::default());
         }
         places
+    }
+
+    /// Whether an input root of an action that sees it as one tree is to be shown through passthrough. Blocks
+    /// on the disk for a moment.
+    pub(crate) fn is_large(&self, store: &DiskStore, root: &Digest) -> bool {
+        let mut search = Search { known: &self.known, store, left_bytes: READ_BYTES };
+        self.below_overlays
+            && search.files_below(root).files.iter().any(|file| store.contains(file))
     }
 }
 
@@ -192,8 +203,8 @@ mod tests {
 
     #[test]
     fn a_tree_is_chosen_once_a_large_file_of_it_is_in_the_store() {
-        let (_dir, store) = store();
-        let known = LargeFiles::default();
+        let (dir, store) = store();
+        let known = LargeFiles::new(dir.path());
         let small = directory(&store, vec![file("small", LARGE_FILE_BYTES - 1)], &[]);
         let absent = directory(&store, vec![file("absent", LARGE_FILE_BYTES)], &[]);
         let deep = directory(&store, vec![large_blob(&store, 1)], &[]);
@@ -213,8 +224,8 @@ mod tests {
 
     #[test]
     fn what_is_too_much_for_one_attempt_is_learnt_by_several() {
-        let (_dir, store) = store();
-        let known = LargeFiles::default();
+        let (dir, store) = store();
+        let known = LargeFiles::new(dir.path());
         let many: Vec<(String, Digest)> = (0..200)
             .map(|number| {
                 let small = file(&format!("f{number}"), 1);
@@ -233,8 +244,8 @@ mod tests {
 
     #[test]
     fn an_unknown_tree_is_not_chosen_and_not_remembered() {
-        let (_dir, store) = store();
-        let known = LargeFiles::default();
+        let (dir, store) = store();
+        let known = LargeFiles::new(dir.path());
         let (_elsewhere, other) = self::store();
         let tree = directory(&other, vec![large_blob(&store, 4)], &[]);
         let root = root(&store, tree, &[]);

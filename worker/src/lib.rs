@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`worker`] with [`config`], [`error`] | the public face: start, drain, shut down |
 //! | `session`, `outbox`, `agent` | the control stream, what is said over it, what is heard |
-//! | `attempt`, `report`, `output`, `clock`, `job_spec` | one action from assignment to report |
+//! | `attempt`, `report`, `output`, `clock`, `job_spec`, `directories` | one action from assignment to report |
 //! | `inputs`, `wants`, `fetch`, `locating`, `reading`, `channels` | how contents get here when a command reads them |
 //! | [`large`] | large blobs: pieces from several holders at once, over connections of their own |
 //! | `peers`, `lend` | how they leave for other workers and clients |
@@ -27,6 +27,7 @@ mod attempt;
 mod channels;
 mod clock;
 pub mod config;
+mod directories;
 pub mod error;
 pub mod exchange;
 mod fetch;

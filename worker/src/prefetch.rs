@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use distbuild_cas::{Ahead, DiskStore, Filler, Want};
+use distbuild_proto::action::Layout;
 use distbuild_proto::{AccessRecord, Child, Digest, Directory, Name, Prediction, RelPath, wire};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -203,8 +204,8 @@ impl Run {
             level.truncate(self.directories);
             self.directories -= level.len();
             self.bring_directories(&level).await;
-            let store = self.filler.store().clone();
-            let looked = tokio::task::spawn_blocking(move || look_into(&store, level));
+            let (store, layout) = (self.filler.store().clone(), self.inputs.layout);
+            let looked = tokio::task::spawn_blocking(move || look_into(&store, level, layout));
             let Ok((files, next)) = looked.await else { return };
             self.begin(files);
             level = next;
@@ -216,7 +217,7 @@ impl Run {
         let digests: Vec<Digest> = level.iter().map(|visit| visit.digest).collect();
         self.inputs.keep(&digests);
         let want = |visit: &Visit, need| {
-            let place = Place::of(&visit.path);
+            let place = self.inputs.place(&visit.path);
             let hint = Hint { inputs: self.inputs.clone(), place, directory: true, need };
             Want { digest: visit.digest, executable: false, hint }
         };
@@ -269,7 +270,7 @@ impl Run {
 }
 
 /// What the predicted names are in directories that have come. Blocks on the disk.
-fn look_into(store: &DiskStore, level: Vec<Visit>) -> (Vec<Found>, Vec<Visit>) {
+fn look_into(store: &DiskStore, level: Vec<Visit>, layout: Layout) -> (Vec<Found>, Vec<Visit>) {
     let (mut files, mut next) = (Vec::new(), Vec::new());
     for visit in level {
         let Ok(blob) = store.read(&visit.digest) else { continue };
@@ -277,7 +278,7 @@ fn look_into(store: &DiskStore, level: Vec<Visit>) -> (Vec<Found>, Vec<Visit>) {
         for (name, names) in visit.names.below {
             match directory.get(&name) {
                 Some(Child::File(file)) if names.file => files.push(Found {
-                    place: Place::of(&visit.path),
+                    place: Place::of(&visit.path, layout),
                     digest: file.digest,
                     executable: file.executable,
                 }),
@@ -348,14 +349,14 @@ mod tests {
         };
         let names = Names::of(&prediction);
         let visit = Visit { path: RelPath::root(), digest: root, names };
-        let (files, next) = look_into(&store, vec![visit]);
+        let (files, next) = look_into(&store, vec![visit], Layout::Native);
         assert!(files.is_empty());
         assert_eq!(next.iter().map(|visit| &visit.path).collect::<Vec<_>>(), [&path("src")]);
-        let (files, next) = look_into(&store, next);
+        let (files, next) = look_into(&store, next, Layout::Native);
         let digests: Vec<_> = files.iter().map(|file| file.digest).collect();
         assert_eq!(digests, [FUNCTION.digest(b"main.c")]);
         assert!(files.iter().all(|file| file.place == Place::Source));
-        let (files, next) = look_into(&store, next);
+        let (files, next) = look_into(&store, next, Layout::Native);
         let digests: Vec<_> = files.iter().map(|file| file.digest).collect();
         assert_eq!(digests, [FUNCTION.digest(b"a.h")]);
         assert!(next.is_empty());

@@ -3,20 +3,22 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use distbuild_cas::{
-    CollectError, CollectOptions, CollectedTree, LeaseTreeError, StoreError, tree_from_directory,
+    CollectError, CollectOptions, CollectedTree, Layers, LeaseTreeError, StoreError,
+    tree_from_directory, tree_from_overlay,
 };
-use distbuild_proto::action::ActionError;
-use distbuild_proto::{AccessRecord, Digest, DigestError, wire};
+use distbuild_proto::action::{ActionError, Layout};
+use distbuild_proto::{AccessRecord, Digest, DigestError, RelPath, wire};
 
+use crate::action_dir::ActionDir;
 use crate::agent::Agent;
 use crate::attempt::{Assignment, Stop};
 use crate::fs_client::{Failure, FsError};
 use crate::inputs::{Inputs, Place};
-use crate::job_spec::NotNative;
 use crate::output::Captured;
 use crate::sandbox::{JobEnd, SandboxError};
 
@@ -55,8 +57,8 @@ pub(crate) enum Trouble {
     Action(#[from] ActionError),
     #[error(transparent)]
     Digest(#[from] DigestError),
-    #[error(transparent)]
-    Layout(#[from] NotNative),
+    #[error("this worker has no input roots that actions may change: {0}")]
+    NoInputRoots(String),
     #[error(transparent)]
     FileSystem(#[from] FsError),
     #[error(transparent)]
@@ -133,7 +135,15 @@ struct Verdict {
     failed_command: Option<u32>,
 }
 
-/// Makes the report of an attempt that ran: collects outputs from `out`, stores streams, pins both for the builds that
+/// Where an attempt's outputs are.
+#[derive(Clone, Copy)]
+pub(crate) struct Outputs<'a> {
+    pub(crate) directory: &'a ActionDir,
+    /// Of which some may be outputs as they are.
+    pub(crate) inputs: &'a Arc<Inputs>,
+}
+
+/// Makes the report of an attempt that ran: collects outputs, stores streams, pins both for the builds that
 /// wait. Blocks on the disk.
 ///
 /// # Errors
@@ -142,19 +152,22 @@ pub(crate) fn report(
     agent: &Agent,
     assignment: Assignment,
     mut finished: Finished,
-    out: &Path,
+    outputs: Outputs<'_>,
     record: Option<AccessRecord>,
 ) -> Result<wire::AttemptEnded, Trouble> {
     let begin = std::time::Instant::now();
     let mut verdict = Verdict::of(&finished, agent)?;
     let (mut output_root, mut output_directories) = (None, Vec::new());
-    if verdict.end == wire::AttemptEnd::AttemptSucceeded {
-        match collect(agent, &assignment, out)? {
+    let (layout, succeeded) = (assignment.action.layout, wire::AttemptEnd::AttemptSucceeded);
+    // A native job that failed has no outputs; what came through the Remote Execution API has those that are there.
+    if verdict.end == succeeded || layout == Layout::Root {
+        match collect(agent, &assignment, outputs)? {
             Ok(tree) => {
                 output_root = Some(tree.root);
                 output_directories = tree.inline.unwrap_or_default();
             }
-            Err(fault) => verdict = Verdict::failed(fault),
+            Err(fault) if verdict.end == succeeded => verdict = Verdict::failed(fault),
+            Err(fault) => finished.stderr.add_line(&fault).map_err(Trouble::Streams)?,
         }
     }
     let is_our_word = verdict.failed_command.is_none() || finished.stop.is_some();
@@ -179,7 +192,7 @@ pub(crate) fn report(
         timings: Some(finished.times.to_wire(begin.elapsed())),
         action_key: Bytes::copy_from_slice(assignment.action.digest().as_bytes()),
     };
-    let opened = record.as_ref().map(opened_sources).unwrap_or_default();
+    let opened = record.as_ref().map(|record| opened_sources(record, layout)).unwrap_or_default();
     let files_opened = record.as_ref().map_or(0, |record| record.looked_up_files().count());
     let access_record = record.as_ref().map(AccessRecord::encode);
     Ok(wire::AttemptEnded {
@@ -199,10 +212,20 @@ pub(crate) fn report(
 fn collect(
     agent: &Agent,
     assignment: &Assignment,
-    out: &Path,
+    outputs: Outputs<'_>,
 ) -> Result<Result<CollectedTree, String>, Trouble> {
     let options = CollectOptions::new(assignment.function);
-    let tree = match tree_from_directory(&agent.store, out, &options) {
+    let (action, directory) = (&assignment.action, outputs.directory);
+    let collected = match action.layout {
+        Layout::Native => tree_from_directory(&agent.store, directory.out(), &options),
+        Layout::Root => {
+            let read = |digest: &Digest| agent.directories.read(digest, outputs.inputs);
+            let above = &directory.changes();
+            let layers = Layers { above, below: action.input_root, directory: &read };
+            tree_from_overlay(&agent.store, &layers, &action.output_paths, &options)
+        }
+    };
+    let tree = match collected {
         Ok(tree) => tree,
         Err(error @ (CollectError::Store(_) | CollectError::Io { .. })) => {
             return Err(Trouble::Collect(error));
@@ -210,7 +233,11 @@ fn collect(
         Err(error) => return Ok(Err(format!("output {}", with_cause(&error)))),
     };
     for build in &assignment.builds {
-        agent.pins.pin_tree(&agent.store, &tree.root, build)?;
+        match action.layout {
+            Layout::Native => agent.pins.pin_tree(&agent.store, &tree.root, build)?,
+            // What was not written need not be here.
+            Layout::Root => agent.pins.pin_blobs(&agent.store, tree.lease.digests(), build),
+        }
     }
     Ok(Ok(tree))
 }
@@ -299,10 +326,14 @@ impl Times {
 }
 
 /// Distinct source files that were looked up with success.
-fn opened_sources(record: &AccessRecord) -> BTreeSet<Digest> {
+fn opened_sources(record: &AccessRecord, layout: Layout) -> BTreeSet<Digest> {
+    let is_source = |path: &RelPath| match layout {
+        Layout::Native => path.components().next() == Some(b"src"),
+        Layout::Root => true,
+    };
     record
         .looked_up_files()
-        .filter(|(path, ..)| path.components().next() == Some(b"src"))
+        .filter(|(path, ..)| is_source(path))
         .map(|(_, digest, _)| digest)
         .collect()
 }

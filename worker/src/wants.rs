@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use crate::clock::Stopped;
 use crate::fetch::{FetchProblem, Hint, InputSource, Need};
 use crate::fs_client::{FsClient, Wanted};
-use crate::inputs::{Inputs, InputsByView, Place};
+use crate::inputs::{Inputs, InputsByView};
 use crate::large::{Arrived, LARGE_BYTES, UnderWay};
 
 /// How often a blob is fetched that turned out damaged or vanished before it could be used.
@@ -123,10 +123,10 @@ impl Wants {
         wanted: &Wanted,
         inputs: &[Arc<Inputs>],
     ) -> Result<(), WantError> {
-        let place = Place::of(&wanted.hint);
         let mut result = Err(WantError::GivenUp);
         let mut lost = false;
         for inputs in inputs {
+            let place = inputs.place(&wanted.hint);
             let executable = wanted.kind == BlobKind::File { executable: true };
             let directory = wanted.kind == BlobKind::Directory;
             let hint = Hint { inputs: inputs.clone(), place, directory, need: Need::Now };
@@ -145,7 +145,10 @@ impl Wants {
             }
         }
         if lost {
-            inputs.iter().for_each(|inputs| inputs.add_lost(wanted.digest, place));
+            let add = |inputs: &Arc<Inputs>| {
+                inputs.add_lost(wanted.digest, inputs.place(&wanted.hint));
+            };
+            inputs.iter().for_each(add);
         }
         result
     }

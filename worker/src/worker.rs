@@ -21,7 +21,6 @@ use crate::inputs::InputsByView;
 use crate::large::UnderWay;
 use crate::lend::lend;
 use crate::outbox::Outbox;
-use crate::prefetch::Prefetcher;
 use crate::run_dir::{ExclusiveLock, RunDir};
 use crate::sandbox::Spawner;
 use crate::sandbox::fingerprint::Toolchain;
@@ -29,6 +28,9 @@ use crate::session::{Identity, PROTOCOL, SessionLoop};
 use crate::toolchain::{self, TOOLCHAIN};
 use crate::wants::Wants;
 
+/// The property that says where actions see an input root that they may change. A worker that cannot give them
+/// one does not have it.
+const INPUT_ROOT: &str = "input-root";
 /// How often evicted blobs are reported.
 const EVICTION_REPORTS: Duration = Duration::from_secs(1);
 /// Blobs in one report.
@@ -104,11 +106,9 @@ impl Worker {
         };
         let store = host.equipment.store.clone();
         let filler = Filler::new(store, source, config.limits.filler.clone());
-        let prefetcher = Prefetcher::new(filler.clone(), config.limits.prefetch_bytes);
-        let prefetcher = config.prefetch.then_some(prefetcher);
         let wants = Wants {
             store: host.equipment.store.clone(),
-            filler,
+            filler: filler.clone(),
             fs: host.equipment.fs.clone(),
             inputs: host.equipment.inputs.clone(),
             under_way,
@@ -116,16 +116,13 @@ impl Worker {
         };
         let store = host.equipment.store.clone();
         let name = host.toolchain_name.clone();
-        let hello = hello(&config, &store, name, peer_address.as_ref(), &host.notes);
+        let mut hello = hello(&config, &store, name, peer_address.as_ref(), &host.notes);
+        if host.equipment.spawner.no_input_roots().is_none() {
+            let at = config.input_root_at.path().to_owned();
+            hello.properties.entry(INPUT_ROOT.to_owned()).or_insert(at);
+        }
         let (toolchain_name, toolchain) = watch::channel(host.toolchain_name);
-        let agent = Agent::new(
-            config.name.clone(),
-            config.limits.clone(),
-            host.equipment,
-            outbox,
-            prefetcher,
-        );
-        let agent = Arc::new(agent);
+        let agent = Arc::new(Agent::new(&config, host.equipment, outbox, filler));
         let tasks = TaskTracker::new();
         let until = |token: &CancellationToken| token.clone();
         let (helpers, sessions) = (until(&stop.helpers), until(&stop.session));
@@ -280,7 +277,9 @@ impl Host {
         };
         let spawner = blocking(move || Ok(Spawner::connect(spawner, patience)?)).await?;
         let equipment = Equipment { store, fs, spawner, run, inputs: InputsByView::default() };
-        let notes = helper_process::notes(equipment.fs.no_passthrough());
+        let mut notes = helper_process::notes(equipment.fs.no_passthrough());
+        let reason = equipment.spawner.no_input_roots();
+        notes.extend(reason.map(|reason| format!("no writable input roots: {reason}")));
         Ok(Self { equipment, helper: process, wanted, toolchain_name, toolchain, notes })
     }
 

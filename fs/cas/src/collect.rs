@@ -142,6 +142,18 @@ pub fn tree_from_directory(
     directory: &Path,
     options: &CollectOptions,
 ) -> Result<CollectedTree, CollectError> {
+    gather(store, options, |walk| {
+        let folder = open_directory(AT_FDCWD, directory.as_os_str(), directory)?;
+        walk.directory(folder, 0, None)
+    })
+}
+
+/// Runs a walk while threads hash what it finds, and builds the tree.
+pub(crate) fn gather(
+    store: &DiskStore,
+    options: &CollectOptions,
+    work: impl FnOnce(&mut Walk<'_, '_, '_>) -> Result<(), CollectError>,
+) -> Result<CollectedTree, CollectError> {
     let gathered = Mutex::new(Gathered::new(store));
     let hashing = Hashing { store, function: options.function, gathered: &gathered };
     let walked = thread::scope(|scope| {
@@ -149,8 +161,7 @@ pub fn tree_from_directory(
         let hashers = Hashers { scope, hashing, threads, first: None, running: None };
         let mut walk =
             Walk { gathered: &gathered, hashers, options, path: PathBuf::new(), entries: 0 };
-        let walked = open_directory(AT_FDCWD, directory.as_os_str(), directory)
-            .and_then(|folder| walk.directory(folder, 0, None));
+        let walked = work(&mut walk);
         let hashed = walk.hashers.finish();
         walked.and(hashed)
     });
@@ -163,9 +174,11 @@ pub fn tree_from_directory(
 }
 
 /// What was found so far.
-struct Gathered {
+pub(crate) struct Gathered {
     /// In the order of the walk, so a parent stands before its children.
     directories: Vec<Found>,
+    /// The root, if it is a tree that was there before.
+    pub(crate) root: Option<Digest>,
     lease: Lease,
     files: u64,
     bytes: u64,
@@ -173,14 +186,18 @@ struct Gathered {
     failure: Option<CollectError>,
 }
 
+/// Where a directory stands: the position of its parent, and its name there. None: it is the root.
+pub(crate) type At = Option<(usize, Name)>;
+
 /// One directory before its digest is known.
-struct Found {
+pub(crate) struct Found {
     path: PathBuf,
-    /// Its parent and its name there.
-    parent: Option<(usize, Name)>,
-    files: Vec<FileNode>,
-    directories: Vec<DirectoryNode>,
-    symlinks: Vec<SymlinkNode>,
+    at: At,
+    /// It is left out if nothing is in it.
+    pub(crate) left_out_if_empty: bool,
+    pub(crate) files: Vec<FileNode>,
+    pub(crate) directories: Vec<DirectoryNode>,
+    pub(crate) symlinks: Vec<SymlinkNode>,
 }
 
 /// A file to be hashed.
@@ -193,7 +210,13 @@ struct Job {
 
 impl Gathered {
     fn new(store: &DiskStore) -> Self {
-        Self { directories: Vec::new(), lease: store.lease(&[]), files: 0, bytes: 0, failure: None }
+        let lease = store.lease(&[]);
+        Self { directories: Vec::new(), root: None, lease, files: 0, bytes: 0, failure: None }
+    }
+
+    /// A directory that the walk has come to.
+    pub(crate) fn found(&mut self, position: usize) -> Option<&mut Found> {
+        self.directories.get_mut(position)
     }
 
     fn build(
@@ -205,9 +228,12 @@ impl Gathered {
         let mut digests = Vec::with_capacity(self.directories.len());
         let (mut inline, mut inline_bytes) = (Some(Vec::new()), 0);
         while let Some(found) = self.directories.pop() {
-            let Found { path, parent, files, directories, symlinks } = found;
+            let Found { path, at, left_out_if_empty, files, directories, symlinks } = found;
             let directory = Directory::new(files, directories, symlinks)
                 .map_err(|source| CollectError::Tree { path, source })?;
+            if left_out_if_empty && directory.is_empty() && at.is_some() {
+                continue;
+            }
             let (digest, blob) = directory.encode_with_digest(function);
             self.lease.extend(&[digest]);
             store.insert(&digest, &blob, false)?;
@@ -217,13 +243,14 @@ impl Gathered {
             if let Some(inline) = &mut inline {
                 inline.push(blob);
             }
-            if let Some((parent, name)) = parent
+            if let Some((parent, name)) = at
                 && let Some(parent) = self.directories.get_mut(parent)
             {
                 parent.directories.push(DirectoryNode { name, digest });
             }
         }
-        let root = digests.last().copied().unwrap_or_else(|| function.digest(&[]));
+        let root = digests.last().copied().or(self.root);
+        let root = root.unwrap_or_else(|| function.digest(&[]));
         Ok(CollectedTree {
             root,
             directories: digests,
@@ -316,36 +343,19 @@ impl<'scope> Running<'scope> {
 }
 
 /// The walking thread.
-struct Walk<'a, 'scope, 'env> {
-    gathered: &'a Mutex<Gathered>,
+pub(crate) struct Walk<'a, 'scope, 'env> {
+    pub(crate) gathered: &'a Mutex<Gathered>,
     hashers: Hashers<'scope, 'env>,
     options: &'a CollectOptions,
-    path: PathBuf,
+    /// Where the walk is, for errors.
+    pub(crate) path: PathBuf,
     entries: u64,
 }
 
 impl Walk<'_, '_, '_> {
     /// Walks one directory and what is below it.
-    fn directory(
-        &mut self,
-        folder: OwnedFd,
-        depth: usize,
-        parent: Option<(usize, Name)>,
-    ) -> Result<(), CollectError> {
-        if depth > MAX_TREE_DEPTH {
-            return Err(CollectError::TooDeep(self.path.clone()));
-        }
-        let position = {
-            let mut gathered = self.gathered.lock();
-            gathered.directories.push(Found {
-                path: self.path.clone(),
-                parent,
-                files: Vec::new(),
-                directories: Vec::new(),
-                symlinks: Vec::new(),
-            });
-            gathered.directories.len() - 1
-        };
+    fn directory(&mut self, folder: OwnedFd, depth: usize, at: At) -> Result<(), CollectError> {
+        let position = self.begin(depth, at)?;
         let names = self.names(&folder)?;
         let folder = Arc::new(folder);
         for name in names {
@@ -356,10 +366,38 @@ impl Walk<'_, '_, '_> {
         Ok(())
     }
 
+    /// Begins a directory; gives its position among those found.
+    pub(crate) fn begin(&mut self, depth: usize, at: At) -> Result<usize, CollectError> {
+        if depth > MAX_TREE_DEPTH {
+            return Err(CollectError::TooDeep(self.path.clone()));
+        }
+        let mut gathered = self.gathered.lock();
+        gathered.directories.push(Found {
+            path: self.path.clone(),
+            at,
+            left_out_if_empty: false,
+            files: Vec::new(),
+            directories: Vec::new(),
+            symlinks: Vec::new(),
+        });
+        Ok(gathered.directories.len() - 1)
+    }
+
+    /// Counts entries that the tree will have.
+    pub(crate) fn count(&mut self, entries: usize) -> Result<(), CollectError> {
+        self.entries += entries as u64;
+        let limit = self.options.max_entries;
+        if self.entries > limit {
+            return Err(CollectError::TooMany { limit, path: self.path.clone() });
+        }
+        Ok(())
+    }
+
     /// The names in a directory. All at once, because a listing must not be under way while what it
     /// lists is moved.
-    fn names(&mut self, folder: &OwnedFd) -> Result<Vec<OsString>, CollectError> {
-        let failed = |source: io::Error| io_error("list", &self.path, source);
+    pub(crate) fn names(&mut self, folder: &OwnedFd) -> Result<Vec<OsString>, CollectError> {
+        let path = self.path.clone();
+        let failed = |source: io::Error| io_error("list", &path, source);
         let copy = folder.try_clone().map_err(failed)?;
         let listing = Dir::from_fd(copy).map_err(|errno| failed(errno.into()))?;
         let mut names = Vec::new();
@@ -369,11 +407,7 @@ impl Walk<'_, '_, '_> {
             if name == b"." || name == b".." {
                 continue;
             }
-            self.entries += 1;
-            if self.entries > self.options.max_entries {
-                let limit = self.options.max_entries;
-                return Err(CollectError::TooMany { limit, path: self.path.clone() });
-            }
+            self.count(1)?;
             names.push(OsString::from_vec(name.to_vec()));
         }
         Ok(names)
@@ -387,28 +421,51 @@ impl Walk<'_, '_, '_> {
         depth: usize,
     ) -> Result<(), CollectError> {
         let found = look(folder.as_fd(), &called, &self.path)?;
-        let name = Name::new(called.as_bytes())
-            .map_err(|source| CollectError::Name { path: self.path.clone(), source })?;
-        match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
-            SFlag::S_IFREG => {
-                let (folder, path) = (folder.clone(), self.path.clone());
-                self.hashers.add(Job { folder, parent: position, name, path })
-            }
+        let name = self.name(&called)?;
+        match kind(&found) {
             SFlag::S_IFDIR => {
                 let inner = open_directory(folder.as_fd(), &called, &self.path)?;
                 self.directory(inner, depth + 1, Some((position, name)))
             }
+            _ => self.leaf(folder, &found, name, position),
+        }
+    }
+
+    pub(crate) fn name(&self, called: &OsStr) -> Result<Name, CollectError> {
+        Name::new(called.as_bytes())
+            .map_err(|source| CollectError::Name { path: self.path.clone(), source })
+    }
+
+    /// Takes what is no directory.
+    pub(crate) fn leaf(
+        &mut self,
+        folder: &Arc<OwnedFd>,
+        found: &FileStat,
+        name: Name,
+        position: usize,
+    ) -> Result<(), CollectError> {
+        match kind(found) {
+            SFlag::S_IFREG => {
+                let (folder, path) = (folder.clone(), self.path.clone());
+                self.hashers.add(Job { folder, parent: position, name, path })
+            }
             SFlag::S_IFLNK => {
-                let target = readlinkat(folder.as_fd(), called.as_os_str())
+                let target = readlinkat(folder.as_fd(), name.as_os_str())
                     .map_err(|errno| io_error("read the link", &self.path, errno))?;
                 let target = target.into_vec().into();
-                let node = SymlinkNode { name, target };
-                self.gathered.lock().directories[position].symlinks.push(node);
+                if let Some(found) = self.gathered.lock().found(position) {
+                    found.symlinks.push(SymlinkNode { name, target });
+                }
                 Ok(())
             }
             _ => Err(CollectError::Special(self.path.clone())),
         }
     }
+}
+
+/// The type of a file.
+pub(crate) fn kind(found: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT
 }
 
 impl Hashing<'_> {
@@ -446,7 +503,11 @@ impl Hashing<'_> {
 }
 
 /// Opens a directory for listing, giving its owner the permission first if need be.
-fn open_directory(at: impl AsFd, name: &OsStr, path: &Path) -> Result<OwnedFd, CollectError> {
+pub(crate) fn open_directory(
+    at: impl AsFd,
+    name: &OsStr,
+    path: &Path,
+) -> Result<OwnedFd, CollectError> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let open = || openat(at.as_fd(), name, flags, Mode::empty());
     let found = look(at.as_fd(), name, path)?;
@@ -461,11 +522,15 @@ fn open_directory(at: impl AsFd, name: &OsStr, path: &Path) -> Result<OwnedFd, C
     opened.map_err(|errno| io_error("open", path, errno))
 }
 
-fn look(at: impl AsFd, name: &OsStr, path: &Path) -> Result<FileStat, CollectError> {
+pub(crate) fn look(at: impl AsFd, name: &OsStr, path: &Path) -> Result<FileStat, CollectError> {
     fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW)
         .map_err(|errno: Errno| io_error("look at", path, errno))
 }
 
-fn io_error(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> CollectError {
+pub(crate) fn io_error(
+    operation: &'static str,
+    path: &Path,
+    source: impl Into<io::Error>,
+) -> CollectError {
     CollectError::Io { operation, path: path.to_owned(), source: source.into() }
 }

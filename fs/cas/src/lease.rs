@@ -39,6 +39,11 @@ impl Lease {
         self.digests.extend_from_slice(digests);
     }
 
+    /// What is leased; a blob may stand here more than once.
+    pub fn digests(&self) -> &[Digest] {
+        &self.digests
+    }
+
     /// Takes over a pin that somebody else set.
     pub(crate) fn take_over(&mut self, pinned: Digest) {
         self.digests.push(pinned);

@@ -6,7 +6,8 @@
 //! - [`Filler`]: fills a near store from a far [`Source`], each blob once, small ones together.
 //! - [`PartialBlob`]: a large blob that arrives in [`pieces`], each verified by itself where it can be.
 //! - [`ingest`]: source trees on the user's machine, pruned to what jobs declare, and lending from them.
-//! - [`materialize()`] and [`tree_from_directory`]: trees out of and into a store.
+//! - [`materialize()`] and [`tree_from_directory`]: trees out of and into a store; [`tree_from_overlay`]: what was
+//!   written over one.
 
 mod adopt;
 pub mod chunks;
@@ -24,6 +25,7 @@ pub mod lending;
 mod lock;
 mod materialize;
 mod memory;
+mod outputs;
 mod partial;
 pub mod pieces;
 mod remembered;
@@ -47,6 +49,7 @@ pub use layout::Layout;
 pub use lease::Lease;
 pub use materialize::{MAX_TREE_DEPTH, MaterializeError, materialize};
 pub use memory::{BlobStore, MemoryStore};
+pub use outputs::{Layers, is_opaque, tree_from_overlay};
 pub use partial::{PartialBlob, Put, PutError};
 pub use scan::ScanReport;
 pub use store_id::StoreId;

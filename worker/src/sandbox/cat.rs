@@ -1,4 +1,4 @@
-//! The `cat` command: a text into a file of the output directory, and nowhere else.
+//! The `cat` command: a text into a file of the directory for outputs, and nowhere else.
 //!
 //! Earlier commands of the job own that directory and may have put anything there: symlinks out of
 //! it, pipes that nobody reads, devices. The kernel itself keeps the path below the directory.
@@ -12,8 +12,6 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
-
-use super::protocol::OUTPUT_DIR;
 
 /// Why a text was not written.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +34,8 @@ pub(super) enum CatError {
     },
 }
 
-/// Writes `text` to `output`, an absolute path, as the job's own user.
-pub(super) fn write(text: &[u8], output: &[u8]) -> Result<(), CatError> {
+/// Writes `text` to `output`, an absolute path below `directory`, as the job's own user.
+pub(super) fn write(text: &[u8], output: &[u8], directory: &str) -> Result<(), CatError> {
     let path = || String::from_utf8_lossy(output).into_owned();
     let refused = |reason: String| CatError::Refused { path: path(), reason };
     let failed = |error: io::Error| match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
@@ -55,9 +53,9 @@ pub(super) fn write(text: &[u8], output: &[u8]) -> Result<(), CatError> {
     };
 
     let relative = Path::new(OsStr::from_bytes(output))
-        .strip_prefix(OUTPUT_DIR)
+        .strip_prefix(directory)
         .map_err(|_| refused("not in the output directory".to_owned()))?;
-    let mut file = open_below(OUTPUT_DIR, relative).map_err(|errno| failed(errno.into()))?;
+    let mut file = open_below(directory, relative).map_err(|errno| failed(errno.into()))?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(refused("not a regular file".to_owned()));
     }

@@ -41,6 +41,9 @@ pub struct SpawnerConfig {
     /// Directories from which jobs' mounts are taken: the mount of the file system, and where
     /// output directories are made. Nothing else of the host can be bound into a job.
     pub sources: Vec<PathBuf>,
+    /// A directory below one of `sources` where jobs' [`changes`](super::InputRoot::changes) will be:
+    /// whether that works is tried at the start. `None`: it is not tried, and such jobs are refused.
+    pub changes: Option<PathBuf>,
     /// As whom jobs run when the spawner is root. `None`: the spawner lives in a user namespace
     /// that maps one user only, and jobs keep that user without its capabilities.
     pub job_user: Option<JobUser>,
@@ -66,6 +69,7 @@ impl SpawnerConfig {
             etc: ETC_ENTRIES.map(PathBuf::from).into(),
             hidden: Vec::new(),
             sources,
+            changes: None,
             job_user,
             max_jobs: 1024,
         }

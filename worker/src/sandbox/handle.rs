@@ -26,6 +26,7 @@ use super::protocol::{JobEnd, JobSpec, JobTimes, Reply, Request, ResourceUsage};
 #[derive(Clone, Debug)]
 pub struct Spawner {
     connection: Arc<Connection>,
+    no_input_roots: Option<Arc<str>>,
 }
 
 /// A job that was handed to the spawner. Dropping it before its end kills the job.
@@ -92,11 +93,11 @@ impl Spawner {
                 return Err(SandboxError::Lost);
             }
         };
-        match first {
-            Reply::Ready => {}
+        let no_input_roots = match first {
+            Reply::Ready { no_input_roots } => no_input_roots,
             Reply::Broken { reason } => return Err(SandboxError::Broken(reason)),
             _ => return Err(io::Error::from(io::ErrorKind::InvalidData)).at(step),
-        }
+        };
         socket.set_read_timeout(None).at(step)?;
         let (sending, table) = (Mutex::default(), Mutex::default());
         let lost = CancellationToken::new();
@@ -106,7 +107,8 @@ impl Spawner {
             .name("spawner-replies".to_owned())
             .spawn(move || reader.read_replies(inbox))
             .at(|| "start the thread that reads the spawner's answers".to_owned())?;
-        Ok(Self { connection: Arc::new(Connection { link }) })
+        let no_input_roots = no_input_roots.map(Arc::from);
+        Ok(Self { connection: Arc::new(Connection { link }), no_input_roots })
     }
 
     /// Starts a job whose standard output and error go to the given descriptors, usually the write
@@ -145,6 +147,12 @@ impl Spawner {
             return Err(error);
         }
         Ok(RunningJob { number, link: Arc::clone(link), ended })
+    }
+
+    /// Why jobs cannot be given an [`InputRoot`](super::InputRoot) that they may change; `None` if they
+    /// can.
+    pub fn no_input_roots(&self) -> Option<&str> {
+        self.no_input_roots.as_deref()
     }
 
     /// Returns when the spawner is gone, and all its jobs with it.
@@ -224,7 +232,7 @@ impl Link {
                 let (usage, times) = Default::default();
                 self.end(job, Ended { end: JobEnd::SetupFailed(reason), usage, times });
             }
-            Reply::Ready | Reply::Broken { .. } => {}
+            Reply::Ready { .. } | Reply::Broken { .. } => {}
         }
     }
 

@@ -20,10 +20,13 @@ use super::cat::{self, CatError};
 use super::config::JobUser;
 use super::error::{AtStep, SandboxError};
 use super::exec::{self, ExecError};
+use super::input_root::{self, SetUpError};
 use super::namespaces::{self, Access, JobNetwork};
 use super::privileges;
-use super::protocol::{Command, HOME_DIR, JobEnd, JobSpec, MAX_REPORT_TEXT_BYTES, Report};
-use super::template::{JOB_ROOT, RESOLV_CONF, below};
+use super::protocol::{
+    Command, HOME_DIR, JobEnd, JobSpec, MAX_REPORT_TEXT_BYTES, OUTPUT_DIR, Report, RootAt,
+};
+use super::template::{INPUT_ROOT, JOB_ROOT, RESOLV_CONF, below};
 
 /// What init is given.
 pub(super) struct Init<'a> {
@@ -55,9 +58,10 @@ pub(super) fn run(mut init: Init<'_>) -> ! {
     let end = catch_unwind(AssertUnwindSafe(|| match set_up(&mut init) {
         Ok(()) => {
             ready_us = monotonic_us();
-            run_commands(&init.spec.commands)
+            run_commands(init.spec)
         }
-        Err(error) => JobEnd::SetupFailed(error.to_string()),
+        Err(SetUpError::Host(error)) => JobEnd::SetupFailed(error.to_string()),
+        Err(SetUpError::Inputs(reason)) => unrunnable(0, 1, reason),
     }))
     .unwrap_or_else(|_| JobEnd::SetupFailed("process 1 of the job panicked".to_owned()));
     let report = Report { end: shorten(end), ready_us };
@@ -77,17 +81,33 @@ fn exit() -> ! {
     unsafe { libc::_exit(0) }
 }
 
-fn set_up(init: &mut Init<'_>) -> Result<(), SandboxError> {
+fn set_up(init: &mut Init<'_>) -> Result<(), SetUpError> {
     let Init { spec, user, .. } = *init;
     // While the network's descriptor is open.
     namespaces::enter_job_namespaces(&init.network)?;
     descriptors(init)?;
     nix::unistd::setsid().at(|| "start a session".to_owned())?;
     nix::unistd::sethostname(&spec.hostname).at(|| "set the host name".to_owned())?;
-    mounts(spec, user)?;
-    namespaces::pivot_and_drop(Path::new(JOB_ROOT))?;
+    match &spec.input_root {
+        Some(root) if root.at == RootAt::Slash => {
+            input_root::mount(root, user, Path::new(INPUT_ROOT))?;
+            input_root::mount_places(spec, user, Path::new(INPUT_ROOT))?;
+            namespaces::pivot_and_drop(Path::new(INPUT_ROOT))?;
+        }
+        root => {
+            mounts(spec, user)?;
+            if let Some(root) = root {
+                input_root::mount(root, user, &below(Path::new(JOB_ROOT), root.at.path()))?;
+            }
+            namespaces::pivot_and_drop(Path::new(JOB_ROOT))?;
+        }
+    }
     privileges::become_job(user, spec.max_open_files)?;
-    spawner_is_alive(&init.status)
+    spawner_is_alive(&init.status)?;
+    match &spec.input_root {
+        Some(root) => input_root::make_directories(root),
+        None => Ok(()),
+    }
 }
 
 /// Puts the job's pipes at 1 and 2 and closes everything that was copied from the spawner. 0 is
@@ -126,12 +146,7 @@ fn mounts(spec: &JobSpec, user: Option<JobUser>) -> Result<(), SandboxError> {
         ("/dev/shm", "1777", spec.tmp_size_bytes),
         (HOME_DIR, "0755", spec.home_size_bytes),
     ] {
-        // An empty file costs kernel memory as well: one is worth a KiB.
-        let inodes = size_bytes / 1024 + 16;
-        let size_bytes = size_bytes.max(4096);
-        let options =
-            format!("mode={mode},uid={uid},gid={gid},size={size_bytes},nr_inodes={inodes}");
-        namespaces::mount_tmpfs(&below(root, at), &options, Access::Writable)?;
+        private_tmpfs(&below(root, at), mode, size_bytes, user)?;
     }
     namespaces::mount_proc(&below(root, "/proc"))?;
     for mount in &spec.mounts {
@@ -155,6 +170,21 @@ fn mounts(spec: &JobSpec, user: Option<JobUser>) -> Result<(), SandboxError> {
     Ok(())
 }
 
+/// A tmpfs of the job's own.
+pub(super) fn private_tmpfs(
+    at: &Path,
+    mode: &str,
+    size_bytes: u64,
+    user: Option<JobUser>,
+) -> Result<(), SandboxError> {
+    let (uid, gid) = user.map_or((0, 0), |user| (user.uid, user.gid));
+    // An empty file costs kernel memory as well: one is worth a KiB.
+    let inodes = size_bytes / 1024 + 16;
+    let size_bytes = size_bytes.max(4096);
+    let options = format!("mode={mode},uid={uid},gid={gid},size={size_bytes},nr_inodes={inodes}");
+    namespaces::mount_tmpfs(at, &options, Access::Writable)
+}
+
 /// The spawner may have died before init asked to die with it; then nobody reads the report.
 fn spawner_is_alive(status: &OwnedFd) -> Result<(), SandboxError> {
     let mut descriptors = [PollFd::new(status.as_fd(), PollFlags::empty())];
@@ -167,17 +197,18 @@ fn spawner_is_alive(status: &OwnedFd) -> Result<(), SandboxError> {
 }
 
 /// Runs the commands until one fails.
-fn run_commands(commands: &[Command]) -> JobEnd {
-    for (number, command) in commands.iter().enumerate() {
-        match run_command(number, command) {
+fn run_commands(spec: &JobSpec) -> JobEnd {
+    let outputs = spec.input_root.as_ref().map_or(OUTPUT_DIR, |root| root.at.path());
+    for (number, command) in spec.commands.iter().enumerate() {
+        match run_command(number, command, outputs) {
             JobEnd::Exited { code: 0, .. } => {}
             end => return end,
         }
     }
-    JobEnd::Exited { command: commands.len().saturating_sub(1), code: 0 }
+    JobEnd::Exited { command: spec.commands.len().saturating_sub(1), code: 0 }
 }
 
-fn run_command(number: usize, command: &Command) -> JobEnd {
+fn run_command(number: usize, command: &Command, outputs: &str) -> JobEnd {
     match command {
         Command::Exec { argv, environ, working_directory } => {
             match exec::start(argv, environ, working_directory) {
@@ -186,7 +217,7 @@ fn run_command(number: usize, command: &Command) -> JobEnd {
                 Err(error @ ExecError::System { .. }) => JobEnd::SetupFailed(error.to_string()),
             }
         }
-        Command::Cat { text, output } => match cat::write(text, output) {
+        Command::Cat { text, output } => match cat::write(text, output, outputs) {
             Ok(()) => JobEnd::Exited { command: number, code: 0 },
             Err(error @ CatError::Refused { .. }) => unrunnable(number, 1, error.to_string()),
             Err(error @ CatError::Storage { .. }) => JobEnd::SetupFailed(error.to_string()),

@@ -17,6 +17,7 @@
 //! | `handle` | the agent's side: [`Spawner`], [`RunningJob`] |
 //! | `spawner` | the spawner's side: the table of jobs and its loop |
 //! | `template` | the root that all jobs share, read-only |
+//! | `input_root` | the overlay of a job that may change its inputs |
 //! | `init`, `exec`, `cat` | process 1 of a job, and its two kinds of commands |
 //! | `networks` | network namespaces that wait for jobs |
 //! | `namespaces`, `privileges` | the system calls: mounts and namespaces; users, capabilities, limits |
@@ -33,6 +34,7 @@ mod exec;
 pub mod fingerprint;
 mod handle;
 mod init;
+mod input_root;
 mod namespaces;
 mod networks;
 mod privileges;
@@ -44,5 +46,7 @@ pub use config::{JobUser, SpawnerConfig};
 pub use error::SandboxError;
 pub use handle::{Ended, RunningJob, Spawner};
 pub use namespaces::enter_private_namespaces;
-pub use protocol::{BindMount, Command, JobEnd, JobSpec, JobTimes, ResourceUsage};
+pub use protocol::{
+    BindMount, Command, InputRoot, JobEnd, JobSpec, JobTimes, ResourceUsage, RootAt,
+};
 pub use spawner::run;

@@ -45,7 +45,10 @@ pub(super) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     /// The template root stands; sent once, before anything else.
-    Ready,
+    Ready {
+        /// Why jobs cannot be given an [`InputRoot`]; `None` if they can.
+        no_input_roots: Option<String>,
+    },
     /// The spawner cannot start, and exits.
     Broken {
         /// Why.
@@ -79,6 +82,8 @@ pub struct JobSpec {
     pub commands: Vec<Command>,
     /// Directories bound into the job's root, in order.
     pub mounts: Vec<BindMount>,
+    /// A tree that the job may change without changing it.
+    pub input_root: Option<InputRoot>,
     /// Size limit of the private `/tmp`, and of `/dev/shm`, in bytes. Counts as memory.
     pub tmp_size_bytes: u64,
     /// Size limit of the private [`HOME_DIR`], in bytes. Counts as memory.
@@ -97,6 +102,7 @@ impl Default for JobSpec {
         Self {
             commands: Vec::new(),
             mounts: Vec::new(),
+            input_root: None,
             tmp_size_bytes: 1 << 30,
             home_size_bytes: 1 << 30,
             network: false,
@@ -123,8 +129,9 @@ pub enum Command {
     Cat {
         /// The contents.
         text: Vec<u8>,
-        /// Absolute path below [`OUTPUT_DIR`]. It may lead through symlinks as long as they are
-        /// relative and stay below that directory; anything else fails the command.
+        /// Absolute path below [`OUTPUT_DIR`], or below the input root if the job has one. It may
+        /// lead through symlinks as long as they are relative and stay below that directory;
+        /// anything else fails the command.
         output: Vec<u8>,
     },
 }
@@ -140,6 +147,47 @@ pub struct BindMount {
     /// Whether the job may write. The directory `from` itself is then handed to the job's user.
     pub writable: bool,
 }
+
+/// A tree that a job sees as its own: what it changes goes elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputRoot {
+    /// The tree: absolute path below one of the spawner's [`sources`](super::SpawnerConfig::sources).
+    pub inputs: PathBuf,
+    /// A directory below one of the sources that holds two empty ones, [`CHANGES_DIR`] and
+    /// [`WORK_DIR`], on one file system. The former takes what the job changes, as the upper layer
+    /// of an overlay, and is handed to the job's user.
+    pub changes: PathBuf,
+    /// Where the job sees it.
+    pub at: RootAt,
+    /// Directories that are made, with their parents, before the first command, if they are not
+    /// there; relative to the tree.
+    pub directories: Vec<PathBuf>,
+}
+
+/// Where a job sees its [`InputRoot`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootAt {
+    /// At [`ROOT_DIR`], beside all that jobs see of the host.
+    #[default]
+    Fixed,
+    /// At `/`: of the host there is nothing but `/proc`, `/dev` and an empty `/tmp`.
+    Slash,
+}
+
+impl RootAt {
+    /// The path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Fixed => ROOT_DIR,
+            Self::Slash => "/",
+        }
+    }
+}
+
+/// What takes the changes, in [`InputRoot::changes`].
+pub const CHANGES_DIR: &str = "upper";
+/// What the kernel works in, in [`InputRoot::changes`].
+pub const WORK_DIR: &str = "work";
 
 /// How a job ended. Commands are numbered from 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +213,8 @@ pub enum JobEnd {
         /// The command.
         command: usize,
         /// As a shell reports it: 127 for a program that was not found, 126 for one that cannot be
-        /// executed or a working directory that cannot be entered, 1 for a `cat` that was refused.
+        /// executed or a working directory that cannot be entered, 1 for a `cat` that was refused
+        /// or an input root in which a directory of [`InputRoot::directories`] cannot be.
         code: i32,
         /// What is wrong, one line.
         message: String,

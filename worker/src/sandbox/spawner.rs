@@ -21,6 +21,7 @@ use super::channel::{Arrival, Inbox, send};
 use super::config::{JobUser, SpawnerConfig};
 use super::error::{AtStep, SandboxError};
 use super::init::{self, Init, monotonic_us};
+use super::input_root;
 use super::namespaces::{self, JobNetwork, clone_init};
 use super::networks::{Network, Networks};
 use super::privileges;
@@ -46,8 +47,8 @@ const MAX_REPORT_BYTES: u64 = 4096;
 pub fn run(control: OwnedFd, config: &SpawnerConfig) -> Result<(), SandboxError> {
     // First of all, so that no descriptor of ours can be 0, 1 or 2.
     let control = above_standard_streams(control)?;
-    let networks = match prepare(config) {
-        Ok(networks) => networks,
+    let (networks, no_input_roots) = match prepare(config) {
+        Ok(prepared) => prepared,
         Err(error) => {
             let reason = error.to_string();
             // The agent may have gone; the error is returned in any case.
@@ -56,7 +57,7 @@ pub fn run(control: OwnedFd, config: &SpawnerConfig) -> Result<(), SandboxError>
         }
     };
     let mut spawner = Loop::new(control, config, networks)?;
-    send(&spawner.control, &Reply::Ready, &[])?;
+    send(&spawner.control, &Reply::Ready { no_input_roots }, &[])?;
     let result = spawner.serve();
     spawner.kill_all()?;
     match result {
@@ -66,7 +67,8 @@ pub fn run(control: OwnedFd, config: &SpawnerConfig) -> Result<(), SandboxError>
     }
 }
 
-fn prepare(config: &SpawnerConfig) -> Result<Option<Networks>, SandboxError> {
+/// Gives the networks, and why there are no input roots if there are none.
+fn prepare(config: &SpawnerConfig) -> Result<(Option<Networks>, Option<String>), SandboxError> {
     let threads = std::fs::read_dir("/proc/self/task").at(|| "count threads".to_owned())?.count();
     if threads != 1 {
         return Err(SandboxError::Threaded(threads));
@@ -76,8 +78,12 @@ fn prepare(config: &SpawnerConfig) -> Result<Option<Networks>, SandboxError> {
     // is as new after a job.
     let networks = config.job_user.map(|_| Networks::new()).transpose()?;
     template::enter(config)?;
+    let no_input_roots = match &config.changes {
+        Some(changes) => input_root::try_out(changes).err().map(|error| error.to_string()),
+        None => Some("nobody has asked for them".to_owned()),
+    };
     privileges::restrict_for_good()?;
-    Ok(networks)
+    Ok((networks, no_input_roots))
 }
 
 /// A job must not be the host's root, not even without capabilities: too much belongs to it.

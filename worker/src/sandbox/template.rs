@@ -26,6 +26,12 @@ use super::protocol::{DEP_DIR, HOME_DIR, OUTPUT_DIR, ROOT_DIR, SOURCE_DIR};
 pub(super) const JOB_ROOT: &str = "/.job";
 /// A copy of the host's `resolv.conf` on the stage, for jobs with a network.
 pub(super) const RESOLV_CONF: &str = "/.resolv.conf";
+/// On the stage: where an input root becomes the root of a job.
+pub(super) const INPUT_ROOT: &str = "/.root";
+/// On the stage: the directories that such a root needs for what is mounted in it, all empty.
+pub(super) const MOUNT_POINTS: &str = "/.places";
+/// Those directories.
+pub(super) const MOUNT_POINT_NAMES: [&str; 3] = ["dev", "proc", "tmp"];
 /// The host's root while the stage is built.
 const HOST_ROOT: &str = "/.host";
 /// Where the stage is mounted before it becomes the root; every Linux has it.
@@ -66,6 +72,10 @@ pub(super) fn enter(config: &SpawnerConfig) -> Result<(), SandboxError> {
     mount_tmpfs(stage, "mode=755,size=64m", Access::Writable)?;
     make_dir(&below(stage, HOST_ROOT))?;
     make_dir(&below(stage, JOB_ROOT))?;
+    make_dir(&below(stage, INPUT_ROOT))?;
+    for name in MOUNT_POINT_NAMES {
+        make_dir(&below(stage, MOUNT_POINTS).join(name))?;
+    }
     pivot(stage, &below(stage, HOST_ROOT))?;
 
     let (job, host) = (Path::new(JOB_ROOT), Path::new(HOST_ROOT));

@@ -9,6 +9,7 @@ mod holder;
 mod jobs;
 mod lifetime;
 mod rig;
+mod roots;
 mod transfers;
 
 use std::process::ExitCode;
@@ -23,7 +24,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each test has processes of its own; the machine's cores are what they share.
     arguments.test_threads.get_or_insert(2);
-    let trials = [jobs::trials(), transfers::trials(), lifetime::trials()].into_iter().flatten();
+    let suites = [jobs::trials(), roots::trials(), transfers::trials(), lifetime::trials()];
+    let trials = suites.into_iter().flatten();
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
