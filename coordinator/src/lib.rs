@@ -12,6 +12,7 @@ mod event_log;
 mod locator;
 mod metadata;
 mod pools;
+pub mod reapi;
 mod relay;
 mod services;
 mod state;
@@ -130,8 +131,10 @@ async fn serve(listener: Listener, core: Handle, shared: Shared, stop: Cancellat
         relay: shared.relay.clone(),
         max_backlog: shared.limits.max_worker_backlog,
     };
+    let api = reapi::routes(&core, &shared);
     let blobs = BlobsService { core, shared };
     let served = server()
+        .add_routes(api)
         .add_service(BuildsServer::new(builds).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(BlobsServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(WorkersServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES))

@@ -7,6 +7,8 @@
 //! survives the death of any process; the last ones before a power failure may be lost, and then cost
 //! a rebuild, since a result is only a claim that is checked before it is used.
 
+#[allow(dead_code, reason = "its user comes next")]
+mod api_results;
 mod records;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
+#[allow(unused_imports, reason = "their user comes next")]
+pub(crate) use api_results::{ApiResult, ApiResultKey};
 pub(crate) use records::{Candidate, Looked};
 
 /// Requests that wait for the database thread at most; beyond it, callers wait.
@@ -357,6 +361,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     }
     connection.execute_batch(SCHEMA)?;
     connection.execute_batch(records::SCHEMA)?;
+    connection.execute_batch(api_results::SCHEMA)?;
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(connection)
 }
