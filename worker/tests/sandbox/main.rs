@@ -12,6 +12,7 @@
 
 mod commands;
 mod daemon;
+mod input_root;
 mod isolation;
 mod life;
 
@@ -24,7 +25,7 @@ type Test = (&'static str, fn(As));
 fn main() {
     daemon::serve_if_asked();
     let arguments = Arguments::from_args();
-    let suites = [commands::TESTS, isolation::TESTS, life::TESTS].concat();
+    let suites = [commands::TESTS, input_root::TESTS, isolation::TESTS, life::TESTS].concat();
     let both = suites.into_iter().flat_map(|(name, test)| {
         [("root", As::Root), ("ordinary_user", As::OrdinaryUser)].map(|(kind, value)| {
             Trial::test(format!("{kind}::{name}"), move || {
