@@ -43,6 +43,8 @@ pub struct Limits {
     pub max_builds: usize,
     /// Executions of the Remote Execution API that are queued or run at a time. Default 10 000.
     pub max_executions: usize,
+    /// How long an execution of the Remote Execution API goes on that nobody watches. Default 60 s.
+    pub unwatched_execution: Duration,
     /// Messages for one worker that wait, while it is connected and while it is not. Default 4096.
     pub max_worker_backlog: usize,
     /// Time limit of a job that names none. Default 1 h.
@@ -66,6 +68,7 @@ impl Default for Limits {
             grant: Duration::from_secs(10),
             max_builds: 1000,
             max_executions: 10_000,
+            unwatched_execution: Duration::from_secs(60),
             max_worker_backlog: 4096,
             job_timeout: Duration::from_secs(3600),
             max_job_timeout: Duration::from_secs(24 * 3600),

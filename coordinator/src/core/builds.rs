@@ -23,6 +23,9 @@ use crate::state::CachedResult;
 /// Jobs of an ended build that are forgotten before messages are handled again.
 const JOBS_FORGOTTEN_PER_ROUND: usize = 8192;
 
+/// Users that are told apart; beyond, all that are known are forgotten.
+const MAX_USERS: usize = 10_000;
+
 /// A validated build, ready to run: whatever takes long with many jobs is done. All lists go by the
 /// position of a job in the graph.
 pub(crate) struct Submission {
@@ -264,8 +267,7 @@ impl Core {
             self.write_build(summary, id_bytes);
         }
         self.builds.insert(id, build);
-        let users = u32::try_from(self.users.len()).unwrap_or(u32::MAX);
-        let user = *self.users.entry(user).or_insert(sched::UserId(users));
+        let user = self.user(user);
         let submitted = sched::Event::Submitted { build: id, user, class, keep_going, graph };
         self.scheduler.handle(self.now(), submitted);
         Accepted { build: id, events }
@@ -311,6 +313,20 @@ impl Core {
             ran_on: BTreeSet::new(),
             let_go: false,
         }
+    }
+
+    /// The scheduler's number of a user. Whoever was forgotten is a new one.
+    fn user(&mut self, name: String) -> sched::UserId {
+        if let Some(user) = self.users.get(&name) {
+            return *user;
+        }
+        if self.users.len() >= MAX_USERS {
+            self.users.clear();
+        }
+        self.last_user = self.last_user.wrapping_add(1);
+        let user = sched::UserId(self.last_user);
+        self.users.insert(name, user);
+        user
     }
 
     fn selector(&mut self, pool: &Properties) -> sched::SelectorId {

@@ -16,7 +16,7 @@ use distbuild_sched::BuildId;
 use super::builds::{Accepted, Build, Forgotten, Stopped, Submission};
 use super::work::{ActionWork, Work};
 use super::{Core, secret};
-use crate::pools::Properties;
+use crate::pools::{Properties, Selected};
 
 /// One action to be run.
 pub(crate) struct Execution {
@@ -63,6 +63,9 @@ pub(crate) enum Refused {
         /// [`crate::Limits::max_executions`].
         limit: usize,
     },
+    /// Workers are known, and none of them offers what it asks for.
+    #[error("no worker can run it: {0}")]
+    NoPool(String),
     /// The scheduler does not take it.
     #[error("{0}")]
     Plan(String),
@@ -77,6 +80,10 @@ impl Core {
         let limit = self.shared.limits.max_executions;
         if self.executions.running >= limit {
             return Err(Refused::Full { limit });
+        }
+        // While no worker has ever been seen it waits for the first one.
+        if let Selected::NoMatch(hint) = self.pools.select(&execution.selector) {
+            return Err(Refused::NoPool(hint));
         }
         let resources = execution.action.resources;
         let spec = sched::JobSpec {

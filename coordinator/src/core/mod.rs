@@ -63,10 +63,8 @@ pub(crate) enum Message {
     /// Run a build.
     Submit { submission: Box<Submission>, reply: oneshot::Sender<Result<Accepted, String>> },
     /// Run one action.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the API's edge is not served yet"))]
     Execute { execution: Box<Execution>, reply: oneshot::Sender<Result<Accepted, Refused>> },
     /// Nothing of this execution is needed any more.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the API's edge is not served yet"))]
     LetGo { build: BuildId },
     /// A submission came to nothing: workers unpin what they confirmed for it.
     Abandoned { build_id: String },
@@ -162,6 +160,7 @@ struct Core {
     pools: Pools,
     selectors: BTreeMap<Properties, sched::SelectorId>,
     users: BTreeMap<String, sched::UserId>,
+    last_user: u32,
     builds: BTreeMap<BuildId, builds::Build>,
     executions: executions::Executions,
     last_build: u64,
@@ -221,6 +220,7 @@ impl Core {
             pools,
             selectors: BTreeMap::new(),
             users: BTreeMap::new(),
+            last_user: 0,
             builds: BTreeMap::new(),
             executions: executions::Executions::default(),
             last_build: 0,

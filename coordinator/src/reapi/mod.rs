@@ -6,10 +6,23 @@
 
 #![allow(dead_code, reason = "the services that use the vocabulary come next")]
 
+mod client;
+mod command;
 pub mod digest;
+mod execution;
+mod execution_service;
+mod executor;
 pub mod instance;
+mod logs;
+mod messages;
+mod metadata;
+mod operations;
+mod replication;
 pub mod resource_name;
+mod result;
 pub(crate) mod status;
+
+pub(crate) use executor::Executor;
 
 use crate::core::{Handle, Shared};
 
@@ -17,6 +30,8 @@ use crate::core::{Handle, Shared};
 pub(crate) const MAX_API_MESSAGE_BYTES: usize = 16 << 20;
 
 /// The services.
-pub(crate) fn routes(_core: &Handle, _shared: &Shared) -> tonic::service::Routes {
-    tonic::service::Routes::default()
+pub(crate) fn routes(core: &Handle, shared: &Shared) -> tonic::service::Routes {
+    let mut routes = tonic::service::RoutesBuilder::default();
+    Executor::new(core, shared).add_to(&mut routes);
+    routes.routes()
 }

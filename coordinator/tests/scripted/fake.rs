@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use distbuild_coordinator::{Config, Coordinator, Limits};
+use distbuild_coordinator::{Archive, Config, Coordinator, Limits};
 use distbuild_proto::wire::build_event::Body as Event;
 use distbuild_proto::wire::build_request::Body as Ask;
 use distbuild_proto::wire::builds_client::BuildsClient;
@@ -62,6 +62,11 @@ impl Farm {
         let limits = Limits::default();
         let config = Config { listen: self.address.clone(), state, exclusive: true, limits };
         self.coordinator = Some(Coordinator::start(config).await.unwrap());
+    }
+
+    /// The directory of the coordinator's own store, which several processes may use.
+    pub(crate) fn store_path(&self) -> std::path::PathBuf {
+        self.directory.path().join("state").join(Archive::STORE)
     }
 
     pub(crate) async fn channel(&self) -> Channel {

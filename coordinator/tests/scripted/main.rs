@@ -5,5 +5,7 @@
 mod fake;
 
 mod builds;
+mod executions;
 mod faults;
+mod reapi;
 mod sources;
