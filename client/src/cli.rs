@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use distbuild_proto::{Address, DigestFunction};
+use distbuild_worker::RootAt;
 
 /// Runs build graphs on many machines; jobs fetch their inputs when they read them.
 #[derive(Debug, Parser)]
@@ -193,6 +194,18 @@ pub(crate) struct WorkerArgs {
     )]
     pub(crate) prefetch: Switch,
 
+    /// Where actions of the Remote Execution API see their input root: /distbuild/root, beside the host's
+    /// toolchain directories; or /, with nothing of the host but /proc, /dev and an empty /tmp, as BuildStream
+    /// expects it
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_enum,
+        default_value = "/distbuild/root",
+        hide_possible_values = true
+    )]
+    pub(crate) input_root_at: InputRootAt,
+
     #[command(flatten)]
     pub(crate) plaintext: PlaintextArgs,
 }
@@ -248,6 +261,24 @@ pub(crate) struct PlaintextArgs {
 pub(crate) enum Switch {
     On,
     Off,
+}
+
+/// Where an input root that actions may change is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum InputRootAt {
+    #[value(name = "/distbuild/root")]
+    Fixed,
+    #[value(name = "/")]
+    Slash,
+}
+
+impl From<InputRootAt> for RootAt {
+    fn from(at: InputRootAt) -> Self {
+        match at {
+            InputRootAt::Fixed => Self::Fixed,
+            InputRootAt::Slash => Self::Slash,
+        }
+    }
 }
 
 /// An address to listen on, or none.

@@ -104,6 +104,7 @@ fn worker_config(args: WorkerArgs) -> Result<WorkerConfig, Failure> {
     config.insecure_network = args.plaintext.insecure_network;
     config.peer_listen = peer_listen;
     config.peer_advertise = args.peer_advertise;
+    config.input_root_at = args.input_root_at.into();
     config.prefetch = args.prefetch == Switch::On;
     if let Some(cores) = args.cores {
         config.milli_cores = cores.0;

@@ -2,8 +2,8 @@
 //! coordinator names (peers, a client through the coordinator, the coordinator itself).
 //!
 //! One call fetches a batch; each blob goes its own way and is answered when it has arrived. Where a guess
-//! needs no asking, it is read there first: directories of sources are with the coordinator, outputs of
-//! dependencies with the peers of the assignment. What is left is located and read as answers arrive, or comes
+//! needs no asking, it is read there first: directories of sources and what clients upload are with the coordinator,
+//! outputs of dependencies with the peers of the assignment. What is left is located and read as answers arrive, or comes
 //! in the answer itself if it is small; what fails is located again without the peers that failed, a bounded
 //! number of times. Every byte is compared with its digest on the way into the store; a peer that sent others
 //! is avoided.
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use distbuild_cas::chunks::{Arrival, ReceiveError};
 use distbuild_cas::{Answers, DiskStore, FetchError, Source, StoreError, Want};
+use distbuild_proto::action::Layout;
 use distbuild_proto::wire::from_worker::Body;
 use distbuild_proto::wire::located::Place as Located;
 use distbuild_proto::wire::read_request::Place as ReadPlace;
@@ -206,7 +207,12 @@ impl<'a> Batch<'a> {
 
     fn guess(&self, want: &Want<Hint>) -> Option<Origin> {
         match want.hint.place {
-            Place::Source => want.hint.directory.then_some(Origin::Coordinator),
+            Place::Source => {
+                // What a client uploads for the Remote Execution API lies with the coordinator, whole.
+                let uploaded = want.hint.inputs.layout == Layout::Root
+                    && want.digest.size_bytes() <= LARGE_BYTES;
+                (uploaded || want.hint.directory).then_some(Origin::Coordinator)
+            }
             Place::Dep(dep) => {
                 let inputs = &want.hint.inputs;
                 let holders = inputs.holders.get(dep as usize)?;

@@ -58,4 +58,5 @@ pub use config::{Limits, WorkerConfig};
 pub use error::WorkerError;
 pub use helper::{HELPER_COMMAND, helper_main};
 pub use peers::serve_peers;
+pub use sandbox::RootAt;
 pub use worker::{RunningWorker, Worker};

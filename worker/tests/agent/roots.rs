@@ -12,6 +12,7 @@ use distbuild_proto::{
     AccessRecord, Child, Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, RelPath,
     SymlinkNode, wire,
 };
+use distbuild_worker::RootAt;
 use libtest_mimic::Trial;
 
 use crate::fake::Fake;
@@ -32,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("dep_in_a_root_is_a_directory_like_any_other", dep_is_no_dependency),
         trial("a_large_tree_is_neither_walked_nor_fetched", large_tree),
         trial("a_large_input_is_read_and_written_through_an_overlay", large_input),
+        trial("a_worker_can_give_actions_their_root_as_slash", slash),
         trial("what_a_root_action_wrote_is_kept_for_its_build", kept),
     ]
 }
@@ -497,6 +499,41 @@ async fn large_input() {
     assert!(printed.iter().all(|text| *text == printed[0]), "{printed:?}");
     assert_eq!(rig.worker.store().read(&DigestFunction::Blake3.digest(&big)).unwrap(), big);
     rig.worker.shutdown().await;
+}
+
+async fn slash() {
+    let mut rig = Rig::start_with(|config| config.input_root_at = RootAt::Slash).await;
+    assert_eq!(rig.link.hello.properties.get("input-root").unwrap(), "/");
+    let shell = linked_with("/bin/sh");
+    let shell: Vec<_> = shell.iter().map(|(path, text)| (path.as_str(), Program(text))).collect();
+    let mut entries = shell.clone();
+    entries.push(("work/in", File(b"in\n")));
+    let root = tree_of(&rig.fake, &entries);
+    let script = "pwd; read line <in; echo $line; for f in /etc* /proc/self/* /work/*; do case $f in \
+                  /proc/self/status | /proc/self/exe | /etc* | /work*) echo $f; esac; done; \
+                  echo made >out; echo x >/tmp/x; echo y >/dev/null";
+    let mut job = RootJob::new(root, script, &["work/out", "tmp", "dev", "work/none"]);
+    job.working_directory = "/distbuild/root/work";
+    let ended = rig.run_root(1, &job).await;
+    succeeded(&ended);
+    let printed = text(&ended.result.as_ref().unwrap().stdout);
+    // No /etc: the pattern stands for itself.
+    assert_eq!(printed, "/work\nin\n/etc*\n/proc/self/exe\n/proc/self/status\n/work/in\n");
+    assert_eq!(rig.outputs(&ended), expected([("work/out", "made\n")]));
+    // A native job on the same worker is what it always is.
+    let native = rig.run(2, crate::rig::Job::new("ls -d /usr /distbuild/src")).await;
+    succeeded(&native);
+    rig.worker.shutdown().await;
+}
+
+/// A program of this host with all that it is linked with: paths below a root, and contents.
+fn linked_with(program: &str) -> Vec<(String, Vec<u8>)> {
+    let listed = std::process::Command::new("ldd").arg(program).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let paths = listed.split_ascii_whitespace().filter(|word| word.starts_with('/'));
+    let paths = paths.chain([program]);
+    let read = |path: &str| (path.trim_start_matches('/').to_owned(), std::fs::read(path).unwrap());
+    paths.map(read).collect()
 }
 
 async fn kept() {
