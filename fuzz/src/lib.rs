@@ -5,6 +5,7 @@
 
 pub mod directory;
 pub mod graph;
+pub mod resource_name;
 
 #[cfg(test)]
 mod mutation;
