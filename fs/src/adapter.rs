@@ -86,7 +86,7 @@ impl Filesystem for Adapter {
         let (parent, name) = (Ino(parent.0), name.as_bytes());
         match self.answers.changing(parent) {
             Some(_) => self.answers.lookup_changing(parent, name, reply),
-            None => self.answers.lookup(parent, name, None, reply),
+            None => self.answers.lookup(parent, name, reply),
         }
     }
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use distbuild_proto::{Digest, Directory};
+use distbuild_proto::{Digest, Directory, Mtime};
 use fuser::{
     Errno, FileAttr, Generation, INodeNo, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen,
 };
@@ -52,19 +52,36 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    pub(crate) fn lookup(
+    pub(crate) fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8], reply: ReplyEntry) {
+        self.lookup_with(parent, name, None, None, reply);
+    }
+
+    /// With the contents of the parent, and of the directory that the name is, as far as they were needed.
+    fn lookup_with(
         self: &Arc<Self>,
         parent: Ino,
         name: &[u8],
         contents: Option<&Directory>,
+        found: Option<Arc<Directory>>,
         reply: ReplyEntry,
     ) {
-        match self.tree.lookup(parent, name, contents) {
+        let answer = match &found {
+            Some(found) => self.tree.lookup_in(parent, name, contents, found),
+            None => self.tree.lookup(parent, name, contents),
+        };
+        match answer {
             Ok(Step::Done(found)) => self.reply_found(found, reply),
             Ok(Step::Need(digest)) => {
                 let (answers, name) = (Arc::clone(self), Box::<[u8]>::from(name));
                 self.with_directory(digest, parent, move |directory| match directory {
-                    Ok(directory) => answers.lookup(parent, &name, Some(&directory), reply),
+                    Ok(it) => answers.lookup_with(parent, &name, Some(&it), found, reply),
+                    Err(error) => reply.error(error.errno()),
+                });
+            }
+            Ok(Step::NeedFound(digest)) => {
+                let (answers, name) = (Arc::clone(self), Box::<[u8]>::from(name));
+                self.with_directory(digest, parent, move |directory| match directory {
+                    Ok(it) => answers.lookup_with(parent, &name, None, Some(it), reply),
                     Err(error) => reply.error(error.errno()),
                 });
             }
@@ -85,8 +102,13 @@ impl Answers {
             }
             // Inode 0 with a lifetime: absent, and remembered by the kernel.
             Found::Absent => {
-                let nothing =
-                    Attributes { ino: Ino(0), kind: NodeKind::File, size_bytes: 0, permissions: 0 };
+                let nothing = Attributes {
+                    ino: Ino(0),
+                    kind: NodeKind::File,
+                    size_bytes: 0,
+                    permissions: 0,
+                    mtime: None,
+                };
                 reply.entry(&FOREVER, &self.file_attr(nothing), Generation(0));
             }
             Found::NotYet => reply.error(Errno::ENOENT),
@@ -153,6 +175,8 @@ impl Answers {
                     Err(error) => entries.fail(error.errno()),
                 });
             }
+            // What a listing shows depends on no other directory.
+            Ok(Step::NeedFound(_)) => entries.fail(Errno::EIO),
             Err(error) => entries.fail(error.errno()),
         }
     }
@@ -268,12 +292,13 @@ impl Answers {
 
     pub(crate) fn file_attr(&self, attributes: Attributes) -> FileAttr {
         let time = SystemTime::UNIX_EPOCH + FIXED_TIME;
+        let mtime = attributes.mtime.and_then(system_time).unwrap_or(time);
         FileAttr {
             ino: INodeNo(attributes.ino.0),
             size: attributes.size_bytes,
             blocks: attributes.size_bytes.div_ceil(512),
             atime: time,
-            mtime: time,
+            mtime,
             ctime: time,
             crtime: time,
             kind: file_type(attributes.kind),
@@ -286,6 +311,16 @@ impl Answers {
             flags: 0,
         }
     }
+}
+
+/// `None`: it is beyond what this system can say.
+fn system_time(time: Mtime) -> Option<SystemTime> {
+    let seconds = Duration::from_secs(time.seconds().unsigned_abs());
+    let second = match time.seconds() < 0 {
+        true => SystemTime::UNIX_EPOCH.checked_sub(seconds),
+        false => SystemTime::UNIX_EPOCH.checked_add(seconds),
+    };
+    second?.checked_add(Duration::from_nanos(u64::from(time.nanos())))
 }
 
 fn send_names(mut entries: Entries, names: &[Named]) {

@@ -21,7 +21,7 @@ pub(crate) fn find(name: &[u8]) -> Found {
 }
 
 pub(crate) fn attributes(ino: Ino, permissions: u16) -> Attributes {
-    Attributes { ino, kind: NodeKind::Directory, size_bytes: 0, permissions }
+    Attributes { ino, kind: NodeKind::Directory, size_bytes: 0, permissions, mtime: None }
 }
 
 /// The name of a shared tree in `/tree`: `<function>-<hash in hex>-<size in bytes>`.

@@ -2,18 +2,22 @@
 //!
 //! An inode lives while the kernel has look-ups of it or a view holds it; then its memory is given
 //! back. Numbers are never used twice, so generations are not needed. A directory or symbolic link
-//! belongs to one place in one view. A file is shared between views by (digest, executable, k), where
-//! k numbers equal contents within one view: pages are shared, and no two names in a view have one
-//! inode.
+//! belongs to one place in one view. A file is shared between views by (digest, executable, node
+//! properties, k), where k numbers equal ones within one view: pages are shared, and no two names in a
+//! view have one inode.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 
 use bytes::Bytes;
-use distbuild_proto::Digest;
 use distbuild_proto::observed::Listing;
+use distbuild_proto::{Digest, NodeProperties};
 
 use crate::tree::{Attributes, NodeKind};
+
+/// What of a mode are permissions.
+const PERMISSION_BITS: u32 = 0o7777;
 
 /// An inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,11 +52,20 @@ pub struct FileKey {
     pub executable: bool,
 }
 
+/// A file with all that is shown of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ShownFile {
+    pub(crate) key: FileKey,
+    pub(crate) properties: NodeProperties,
+}
+
 #[derive(Debug)]
 pub(crate) struct InodeTable {
     next: u64,
     inodes: HashMap<Ino, Inode>,
-    shared: HashMap<(FileKey, u32), Ino>,
+    shared: HashMap<(ShownFile, u32), Ino>,
+    /// With which properties, other than none, files are shared.
+    variants: HashMap<FileKey, Vec<NodeProperties>>,
 }
 
 #[derive(Debug)]
@@ -78,6 +91,7 @@ pub(crate) struct DirectoryNode {
     /// Length of the path inside the root, in bytes.
     pub(crate) path_len: usize,
     pub(crate) digest: Digest,
+    pub(crate) properties: NodeProperties,
     /// What was looked at in it; `None` if nobody keeps a record of it (any more).
     pub(crate) seen: Option<SeenNames>,
 }
@@ -101,7 +115,7 @@ pub(crate) enum Seen {
 
 #[derive(Debug)]
 pub(crate) struct FileNode {
-    pub(crate) key: FileKey,
+    pub(crate) file: ShownFile,
     /// Which of equal contents within a view; `None` if not shared between views.
     pub(crate) copy: Option<u32>,
     /// One place a view that looked it up.
@@ -118,6 +132,7 @@ pub(crate) struct Viewer {
 pub(crate) struct SymlinkNode {
     pub(crate) view: Option<ViewId>,
     pub(crate) target: Bytes,
+    pub(crate) properties: NodeProperties,
     /// Whether its view holds it.
     pub(crate) held: bool,
 }
@@ -133,21 +148,30 @@ impl Node {
     }
 
     fn attributes(&self, ino: Ino) -> Attributes {
-        let (kind, size_bytes, permissions) = match self {
-            Self::Directory(_) => (NodeKind::Directory, 0, 0o755),
-            Self::File(FileNode { key, .. }) => {
+        let (kind, size_bytes, permissions, properties) = match self {
+            Self::Directory(node) => (NodeKind::Directory, 0, 0o755, node.properties),
+            Self::File(FileNode { file: ShownFile { key, properties }, .. }) => {
                 let permissions = if key.executable { 0o755 } else { 0o644 };
-                (NodeKind::File, key.digest.size_bytes(), permissions)
+                (NodeKind::File, key.digest.size_bytes(), permissions, *properties)
             }
-            Self::Symlink(node) => (NodeKind::Symlink, node.target.len() as u64, 0o777),
+            Self::Symlink(node) => {
+                // The system knows no other permissions of a link.
+                let properties = NodeProperties { unix_mode: None, ..node.properties };
+                (NodeKind::Symlink, node.target.len() as u64, 0o777, properties)
+            }
         };
-        Attributes { ino, kind, size_bytes, permissions }
+        let permissions = match properties.unix_mode {
+            Some(mode) => (mode & PERMISSION_BITS) as u16,
+            None => permissions,
+        };
+        Attributes { ino, kind, size_bytes, permissions, mtime: properties.mtime }
     }
 }
 
 impl InodeTable {
     pub(crate) fn new() -> Self {
-        Self { next: Ino::FIRST_FREE, inodes: HashMap::new(), shared: HashMap::new() }
+        let (inodes, shared, variants) = Default::default();
+        Self { next: Ino::FIRST_FREE, inodes, shared, variants }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -162,28 +186,35 @@ impl InodeTable {
         ino
     }
 
-    /// The `copy`-th file of these contents, which all views share.
-    pub(crate) fn shared_file(&mut self, key: FileKey, copy: u32, viewer: Viewer) -> Ino {
-        if let Some(&ino) = self.shared.get(&(key, copy)) {
+    /// The `copy`-th file that looks like this, which all views share.
+    pub(crate) fn shared_file(&mut self, file: ShownFile, copy: u32, viewer: Viewer) -> Ino {
+        if let Some(&ino) = self.shared.get(&(file, copy)) {
             if let Some(Node::File(node)) = self.get_mut(ino) {
                 node.viewers.push(viewer);
             }
             return ino;
         }
-        let node = FileNode { key, copy: Some(copy), viewers: vec![viewer] };
+        let node = FileNode { file, copy: Some(copy), viewers: vec![viewer] };
         let ino = self.add(Node::File(node));
-        self.shared.insert((key, copy), ino);
+        self.shared.insert((file, copy), ino);
+        if copy == 0 && file.properties != NodeProperties::default() {
+            self.variants.entry(file.key).or_default().push(file.properties);
+        }
         ino
     }
 
     /// The inodes of these contents that views share.
     pub(crate) fn shared_files(&self, key: FileKey) -> impl Iterator<Item = &FileNode> {
+        let variants = self.variants.get(&key).into_iter().flatten().copied();
+        let variants = std::iter::once(NodeProperties::default()).chain(variants);
         // A view holds all copies below the highest that it uses, so those with views have no gap.
-        (0..).map_while(move |copy| self.shared.get(&(key, copy))).filter_map(|ino| {
-            match self.get(*ino) {
-                Some(Node::File(node)) => Some(node),
-                _ => None,
-            }
+        let inodes = variants.flat_map(move |properties| {
+            let file = ShownFile { key, properties };
+            (0..).map_while(move |copy| self.shared.get(&(file, copy)))
+        });
+        inodes.filter_map(|ino| match self.get(*ino) {
+            Some(Node::File(node)) => Some(node),
+            _ => None,
         })
     }
 
@@ -237,7 +268,20 @@ impl InodeTable {
         if let Some(Inode { node: Node::File(file), .. }) = self.inodes.remove(&ino)
             && let Some(copy) = file.copy
         {
-            self.shared.remove(&(file.key, copy));
+            self.shared.remove(&(file.file, copy));
+            if copy == 0 {
+                self.forget_variant(&file.file);
+            }
+        }
+    }
+
+    /// No first file looks like this any more.
+    fn forget_variant(&mut self, file: &ShownFile) {
+        if let Entry::Occupied(mut variants) = self.variants.entry(file.key) {
+            variants.get_mut().retain(|properties| *properties != file.properties);
+            if variants.get().is_empty() {
+                variants.remove();
+            }
         }
     }
 }

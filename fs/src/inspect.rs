@@ -141,7 +141,7 @@ impl<S> Item<S> {
             Self::Text(text) => (text.len() as u64, 0o444),
             Self::Symlink(target) => (target.len() as u64, 0o777),
         };
-        Attributes { ino, kind: self.kind(), size_bytes, permissions }
+        Attributes { ino, kind: self.kind(), size_bytes, permissions, mtime: None }
     }
 }
 

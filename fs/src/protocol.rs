@@ -31,6 +31,8 @@ pub enum ToFs {
         /// The `Directory` at the root.
         #[serde(with = "codec::digest")]
         root: Digest,
+        /// Whether directories in it may have node properties, which are then shown.
+        properties: bool,
     },
     /// Before a view's processes are killed: what they wait for fails now, so that they can die.
     /// Requests that also serve another view stay, up to their deadline.
@@ -253,7 +255,11 @@ mod tests {
 
     #[test]
     fn a_cut_frame_is_an_error_and_not_an_end() {
-        let frame = encode(&ToFs::AddView { view: 1, root: DigestFunction::Blake3.digest(b"") });
+        let frame = encode(&ToFs::AddView {
+            view: 1,
+            root: DigestFunction::Blake3.digest(b""),
+            properties: false,
+        });
         let frame = frame.unwrap();
         for len in 1..frame.len() {
             assert!(read::<ToFs>(&mut &frame[..len]).is_err(), "{len}");

@@ -260,7 +260,9 @@ impl ControlLoop {
 
     fn handle(&self, message: ToFs) {
         match message {
-            ToFs::AddView { view, root } => self.agent.send(&self.add_view(view, root)),
+            ToFs::AddView { view, root, properties } => {
+                self.agent.send(&self.add_view(view, root, properties));
+            }
             ToFs::FailView { view } => self.fail_view(view),
             ToFs::DropView { view } => self.drop_view(view),
             ToFs::WantDone { request, result } => self.agent.answered(request, result),
@@ -298,12 +300,16 @@ impl ControlLoop {
         );
     }
 
-    fn add_view(&self, view: u64, root: Digest) -> FromFs {
+    fn add_view(&self, view: u64, root: Digest, properties: bool) -> FromFs {
         if self.views.view_count() >= self.max_views {
             let reason = format!("{} views exist already", self.max_views);
             return FromFs::ViewRefused { view, reason };
         }
-        match self.views.add(ViewId(view), root) {
+        let added = match properties {
+            true => self.views.add_with_properties(ViewId(view), root),
+            false => self.views.add(ViewId(view), root),
+        };
+        match added {
             Ok(()) => FromFs::ViewAdded { view },
             Err(error) => FromFs::ViewRefused { view, reason: error.to_string() },
         }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use distbuild_proto::{AccessRecord, Name, Observed, ObservedDirectory};
 
-use crate::inode::{FileKey, Ino, InodeTable, Node, Seen, ViewId};
+use crate::inode::{FileKey, Ino, InodeTable, Node, Seen, ShownFile, ViewId};
 
 /// How much a view's record may hold.
 #[derive(Clone, Copy, Debug)]
@@ -33,27 +33,30 @@ pub(crate) struct View {
     pub(crate) directories: Vec<Ino>,
     /// Whether it is being ended, so that requests that serve it alone fail.
     pub(crate) failed: bool,
-    /// How many names have these contents.
-    copies: HashMap<FileKey, u32>,
+    /// Whether its directories may have properties.
+    pub(crate) has_properties: bool,
+    /// How many names look like this.
+    copies: HashMap<ShownFile, u32>,
     entries: usize,
     path_bytes: usize,
 }
 
 impl View {
-    pub(crate) fn new(root: Ino) -> Self {
+    pub(crate) fn new(root: Ino, has_properties: bool) -> Self {
         Self {
             root,
             directories: vec![root],
             failed: false,
+            has_properties,
             copies: HashMap::new(),
             entries: 0,
             path_bytes: 0,
         }
     }
 
-    /// Counts one more name of these contents, and says how many there were.
-    pub(crate) fn next_copy(&mut self, key: FileKey) -> u32 {
-        let copies = self.copies.entry(key).or_default();
+    /// Counts one more name that looks like this, and says how many there were.
+    pub(crate) fn next_copy(&mut self, file: ShownFile) -> u32 {
+        let copies = self.copies.entry(file).or_default();
         *copies += 1;
         *copies - 1
     }
@@ -108,7 +111,8 @@ fn release(view: ViewId, ino: Ino, inodes: &mut InodeTable) -> Option<Observed> 
     let observed = match inodes.get_mut(ino)? {
         Node::File(node) => {
             node.viewers.retain(|viewer| viewer.view != view);
-            Observed::File { digest: node.key.digest, executable: node.key.executable }
+            let FileKey { digest, executable } = node.file.key;
+            Observed::File { digest, executable }
         }
         Node::Symlink(node) => {
             node.held = false;

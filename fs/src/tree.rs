@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use distbuild_proto::{Digest, Directory, RelPath};
+use distbuild_proto::{Digest, Directory, Mtime, RelPath};
 
 use crate::changing::Changing;
 use crate::contents::BlobKey;
@@ -23,6 +23,17 @@ pub trait Tree: Send + Sync + 'static {
         name: &[u8],
         contents: Option<&Directory>,
     ) -> Result<Step<Found>, AccessError>;
+
+    /// The same, with the contents of the directory that the name is.
+    fn lookup_in(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        contents: Option<&Directory>,
+        _found: &Directory,
+    ) -> Result<Step<Found>, AccessError> {
+        self.lookup(parent, name, contents)
+    }
 
     /// Gives each child from the `from`-th on to `each`, until that says that it has enough.
     fn list(
@@ -72,6 +83,8 @@ pub enum Step<T> {
     Done(T),
     /// The same call with this directory's contents will answer.
     Need(Digest),
+    /// [`Tree::lookup_in`] with these contents of the directory that was looked up will answer.
+    NeedFound(Digest),
 }
 
 /// What a name is.
@@ -98,6 +111,8 @@ pub struct Attributes {
     pub size_bytes: u64,
     /// Permission bits.
     pub permissions: u16,
+    /// When it was last changed, if it is not the date of everything.
+    pub mtime: Option<Mtime>,
 }
 
 /// The types that a tree holds.

@@ -15,15 +15,15 @@ use std::collections::hash_map::Entry;
 
 use bytes::Bytes;
 use distbuild_proto::observed::Listing;
-use distbuild_proto::{AccessRecord, Child, Digest, Directory, Name, RelPath};
+use distbuild_proto::{AccessRecord, Child, Digest, Directory, Name, NodeProperties, RelPath};
 use parking_lot::Mutex;
 
 use crate::collections;
 use crate::contents::{BlobKey, BlobKind};
 use crate::error::AccessError;
 use crate::inode::{
-    DirectoryNode, FileKey, FileNode, Ino, InodeTable, Node, Seen, SeenNames, SymlinkNode, ViewId,
-    Viewer,
+    DirectoryNode, FileKey, FileNode, Ino, InodeTable, Node, Seen, SeenNames, ShownFile,
+    SymlinkNode, ViewId, Viewer,
 };
 use crate::traced::{RecordLimits, View};
 use crate::tree::{Attributes, Context, Enough, Found, Listed, NodeKind, Step, Tree};
@@ -62,6 +62,23 @@ impl Views {
     /// # Errors
     /// The number is in use.
     pub fn add(&self, view: ViewId, root: Digest) -> Result<(), AddViewError> {
+        self.add_view(view, root, false)
+    }
+
+    /// The same for a tree whose directories may have [`NodeProperties`]: they are read when they are looked up.
+    ///
+    /// # Errors
+    /// The number is in use.
+    pub fn add_with_properties(&self, view: ViewId, root: Digest) -> Result<(), AddViewError> {
+        self.add_view(view, root, true)
+    }
+
+    fn add_view(
+        &self,
+        view: ViewId,
+        root: Digest,
+        has_properties: bool,
+    ) -> Result<(), AddViewError> {
         let State { inodes, views } = &mut *self.state.lock();
         let Entry::Vacant(slot) = views.entry(view) else {
             return Err(AddViewError::Exists(view));
@@ -72,10 +89,11 @@ impl Views {
             name: Box::default(),
             path_len: 0,
             digest: root,
+            properties: NodeProperties::default(),
             seen: Some(SeenNames::default()),
         };
         let root = inodes.add(Node::Directory(node));
-        slot.insert(View::new(root));
+        slot.insert(View::new(root, has_properties));
         Ok(())
     }
 
@@ -146,20 +164,30 @@ impl State {
             name: Box::default(),
             path_len: 0,
             digest,
+            properties: NodeProperties::default(),
             seen: None,
         };
         let ino = self.inodes.add(Node::Directory(node));
         self.inodes.look_up(ino).map_or(Found::NotYet, Found::Entry)
     }
 
-    /// What the contents say of a name, entered into the record.
+    /// What the contents say of a name, entered into the record. `found` is the directory that the name is, if
+    /// it has been read.
     fn find_child(
         &mut self,
         parent: Ino,
         name: &[u8],
-        child: Option<Child<'_>>,
+        contents: &Directory,
+        found: Option<&Directory>,
         limits: RecordLimits,
     ) -> Result<Found, AccessError> {
+        let child = contents.get(name);
+        let properties = match child {
+            Some(Child::Directory(_)) => found.and_then(Directory::properties),
+            Some(child) => contents.properties_of(child.name()),
+            None => None,
+        };
+        let properties = properties.copied().unwrap_or_default();
         let target_len = match child {
             Some(Child::Symlink(node)) => node.target.len(),
             _ => 0,
@@ -169,15 +197,16 @@ impl State {
             None => Seen::Absent,
             Some(Child::File(node)) => {
                 let key = FileKey { digest: node.digest, executable: node.executable };
-                Seen::Inode(self.add_file(&place, key))
+                Seen::Inode(self.add_file(&place, ShownFile { key, properties }))
             }
             Some(Child::Directory(node)) => {
-                Seen::Inode(self.add_directory(&place, name, node.digest))
+                Seen::Inode(self.add_directory(&place, name, node.digest, properties))
             }
             Some(Child::Symlink(node)) => {
                 Seen::Inode(self.inodes.add(Node::Symlink(SymlinkNode {
                     view: place.view,
                     target: node.target.clone(),
+                    properties,
                     held: place.recorded,
                 })))
             }
@@ -212,26 +241,33 @@ impl State {
         Ok(Place { view, parent, path_len, recorded })
     }
 
-    fn add_file(&mut self, place: &Place, key: FileKey) -> Ino {
+    fn add_file(&mut self, place: &Place, file: ShownFile) -> Ino {
         let viewer = place.view.map(|view| Viewer { view, directory: place.parent });
         if place.recorded
             && let Some(viewer) = viewer
             && let Some(view) = self.views.get_mut(&viewer.view)
         {
-            let copy = view.next_copy(key);
-            return self.inodes.shared_file(key, copy, viewer);
+            let copy = view.next_copy(file);
+            return self.inodes.shared_file(file, copy, viewer);
         }
         let viewers = viewer.into_iter().collect();
-        self.inodes.add(Node::File(FileNode { key, copy: None, viewers }))
+        self.inodes.add(Node::File(FileNode { file, copy: None, viewers }))
     }
 
-    fn add_directory(&mut self, place: &Place, name: &[u8], digest: Digest) -> Ino {
+    fn add_directory(
+        &mut self,
+        place: &Place,
+        name: &[u8],
+        digest: Digest,
+        properties: NodeProperties,
+    ) -> Ino {
         let ino = self.inodes.add(Node::Directory(DirectoryNode {
             view: place.view,
             parent: Some(place.parent),
             name: name.into(),
             path_len: place.path_len,
             digest,
+            properties,
             seen: place.recorded.then(SeenNames::default),
         }));
         if place.recorded
@@ -267,6 +303,10 @@ impl State {
         names.fold(RelPath::root(), |path, name| path.join(&name))
     }
 
+    fn has_properties(&self, view: Option<ViewId>) -> bool {
+        view.and_then(|view| self.views.get(&view)).is_some_and(|view| view.has_properties)
+    }
+
     fn has_failed(&self, view: ViewId) -> bool {
         self.views.get(&view).is_none_or(|view| view.failed)
     }
@@ -284,12 +324,13 @@ impl State {
     }
 }
 
-impl Tree for Views {
-    fn lookup(
+impl Views {
+    fn look_up(
         &self,
         parent: Ino,
         name: &[u8],
         contents: Option<&Directory>,
+        found: Option<&Directory>,
     ) -> Result<Step<Found>, AccessError> {
         let mut state = self.state.lock();
         match parent {
@@ -308,8 +349,35 @@ impl Tree for Views {
         let Some(contents) = contents else {
             return Ok(Step::Need(directory.digest));
         };
-        let found = state.find_child(parent, name, contents.get(name), self.limits)?;
+        if found.is_none()
+            && state.has_properties(directory.view)
+            && let Some(Child::Directory(node)) = contents.get(name)
+        {
+            return Ok(Step::NeedFound(node.digest));
+        }
+        let found = state.find_child(parent, name, contents, found, self.limits)?;
         Ok(Step::Done(found))
+    }
+}
+
+impl Tree for Views {
+    fn lookup(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        contents: Option<&Directory>,
+    ) -> Result<Step<Found>, AccessError> {
+        self.look_up(parent, name, contents, None)
+    }
+
+    fn lookup_in(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        contents: Option<&Directory>,
+        found: &Directory,
+    ) -> Result<Step<Found>, AccessError> {
+        self.look_up(parent, name, contents, Some(found))
     }
 
     fn list(
@@ -379,7 +447,7 @@ impl Tree for Views {
         let state = self.state.lock();
         match state.inodes.get(ino) {
             Some(Node::File(_)) if state.is_given_up(ino) => Err(AccessError::ViewFailed),
-            Some(Node::File(node)) => Ok(node.key),
+            Some(Node::File(node)) => Ok(node.file.key),
             Some(_) => Err(AccessError::IsADirectory),
             None => Err(AccessError::UnknownInode(ino.0)),
         }

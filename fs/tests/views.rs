@@ -9,8 +9,8 @@ use distbuild_fs::contents::{BlobKey, BlobKind};
 use distbuild_fs::tree::{Attributes, Enough, Found, NodeKind, Step, Tree};
 use distbuild_fs::{AccessError, Ino, RecordLimits, ViewId, Views};
 use distbuild_proto::{
-    AccessRecord, Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, Observed,
-    RelPath, SymlinkNode,
+    AccessRecord, Digest, DigestFunction, Directory, DirectoryNode, FileNode, Mtime, Name,
+    NodeProperties, Observed, RelPath, SymlinkNode,
 };
 use proptest::prelude::*;
 
@@ -89,13 +89,19 @@ struct Kernel<'a> {
 
 impl Kernel<'_> {
     fn look_up(&mut self, parent: Ino, name: &[u8]) -> Result<Option<Attributes>, AccessError> {
-        let found = match self.views.lookup(parent, name, None)? {
-            Step::Done(found) => found,
-            Step::Need(digest) => {
-                match self.views.lookup(parent, name, Some(&self.store[&digest]))? {
-                    Step::Done(found) => found,
-                    Step::Need(_) => panic!("needs what it was given"),
+        let (mut contents, mut of_found) = (None, None);
+        let found = loop {
+            let step = match of_found {
+                Some(of_found) => self.views.lookup_in(parent, name, contents, of_found)?,
+                None => self.views.lookup(parent, name, contents)?,
+            };
+            match step {
+                Step::Done(found) => break found,
+                Step::Need(digest) if contents.is_none() => contents = Some(&self.store[&digest]),
+                Step::NeedFound(digest) if of_found.is_none() => {
+                    of_found = Some(&self.store[&digest]);
                 }
+                _ => panic!("needs what it was given"),
             }
         };
         Ok(match found {
@@ -118,6 +124,7 @@ impl Kernel<'_> {
         };
         match self.views.list(directory, None, from, &mut each).unwrap() {
             Step::Done(()) => {}
+            Step::NeedFound(_) => panic!("a listing needs one directory"),
             Step::Need(digest) => {
                 let contents = Some(&self.store[&digest]);
                 let step = self.views.list(directory, contents, from, &mut each).unwrap();
@@ -260,6 +267,68 @@ fn check_record(record: &AccessRecord, expected: &Expected) {
     assert_eq!(AccessRecord::decode(&record.encode()).unwrap(), *record);
 }
 
+#[test]
+fn properties_are_shown_and_tell_inodes_apart() {
+    let properties = |mode, seconds| NodeProperties {
+        unix_mode: mode,
+        mtime: Option::and_then(seconds, |seconds| Mtime::new(seconds, 5)),
+    };
+    let file = |byte| FileNode { name: name(byte), digest: contents_digest(0), executable: true };
+    let mut store = HashMap::new();
+    let mut keep = |directory: Directory| {
+        let digest = directory.encode_with_digest(DigestFunction::Blake3).0;
+        store.insert(digest, directory);
+        digest
+    };
+    let inner =
+        Directory::default().with_properties(Some(properties(Some(0o750), None)), [].into());
+    let inner = DirectoryNode { name: name(4), digest: keep(inner) };
+    let link = SymlinkNode { name: name(3), target: Bytes::from_static(b"x") };
+    let root = Directory::new(vec![file(0), file(1), file(2)], vec![inner], vec![link]).unwrap();
+    let root = keep(
+        root.with_properties(
+            None,
+            [
+                (name(1), properties(Some(0o104_640), Some(-7))),
+                (name(2), properties(None, Some(9))),
+                (name(3), properties(Some(0o600), Some(3))),
+            ]
+            .into(),
+        ),
+    );
+    let views = Views::new(RecordLimits::default());
+    views.add_with_properties(ViewId(0), root).unwrap();
+    views.add_with_properties(ViewId(1), root).unwrap();
+    let mut kernel = Kernel { views: &views, store: &store, lookups: HashMap::new() };
+    let mut shown = |view: &[u8]| {
+        let root = kernel.look_up(Ino::ACTIONS, view).unwrap().unwrap().ino;
+        [0, 1, 2, 3, 4].map(|byte| kernel.look_up(root, &[b'a' + byte]).unwrap().unwrap())
+    };
+    let (first, second) = (shown(b"0"), shown(b"1"));
+    let looks =
+        first.map(|it| (it.permissions, it.mtime.map(|time| (time.seconds(), time.nanos()))));
+    let expected = [
+        (0o755, None),
+        (0o4640, Some((-7, 5))),
+        (0o755, Some((9, 5))),
+        (0o777, Some((3, 5))),
+        (0o750, None),
+    ];
+    assert_eq!(looks, expected);
+    let files = |all: &[Attributes; 5]| [all[0].ino, all[1].ino, all[2].ino];
+    assert_eq!(files(&first), files(&second), "views share files that look alike");
+    let distinct: BTreeSet<_> = files(&first).into();
+    assert_eq!(distinct.len(), 3);
+    // Whose contents cannot be read hurts all that show them, however they look.
+    let key = BlobKey { digest: contents_digest(0), kind: BlobKind::File { executable: true } };
+    views.drop_view(ViewId(0)).unwrap();
+    assert_eq!(views.affected(&key, &[]), [ViewId(1)]);
+    views.drop_view(ViewId(1)).unwrap();
+    kernel.forget_all();
+    assert_eq!(views.affected(&key, &[]), []);
+    assert_eq!(views.inode_count(), 0);
+}
+
 proptest! {
     #[test]
     fn views_show_and_record_what_the_model_holds(
@@ -270,9 +339,9 @@ proptest! {
         let mut store = HashMap::new();
         let digest = encode(&root, &mut store);
         let views = Views::new(RecordLimits::default());
-        for view in 0..2 {
-            views.add(ViewId(view), digest).unwrap();
-        }
+        // Reading directories for properties that they have not changes nothing.
+        views.add(ViewId(0), digest).unwrap();
+        views.add_with_properties(ViewId(1), digest).unwrap();
         let kernel = Kernel { views: &views, store: &store, lookups: HashMap::new() };
         let mut run = Run { kernel, root: &root, expected: Default::default() };
         for op in &ops {

@@ -20,7 +20,9 @@ pub use digest::{Digest, DigestError, DigestFunction, Hasher};
 pub use observed::{AccessRecord, Observed, ObservedDirectory};
 pub use path::{Name, PathError, RelPath};
 pub use prediction::Prediction;
-pub use tree::{Child, Directory, DirectoryNode, FileNode, SymlinkNode, TreeError};
+pub use tree::{
+    Child, Directory, DirectoryNode, FileNode, Mtime, NodeProperties, SymlinkNode, TreeError,
+};
 
 /// The messages and services as the build generates them from `proto/distbuild/v1/*.proto`.
 #[allow(missing_docs, clippy::all, unreachable_pub)]

@@ -3,7 +3,10 @@
 //!
 //! A [`Directory`] in memory is always canonical: names are unique over files, directories and
 //! symlinks together, and each kind is sorted by name bytes. Children are named by digests of the
-//! same function as the directory's own.
+//! same function as the directory's own. Few nodes have [`NodeProperties`]: a directory holds them
+//! beside its children.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use prost::Message;
@@ -18,6 +21,48 @@ pub struct Directory {
     files: Vec<FileNode>,
     directories: Vec<DirectoryNode>,
     symlinks: Vec<SymlinkNode>,
+    /// `None`: no node has any.
+    properties: Option<Box<Properties>>,
+}
+
+/// The properties of one directory and of the files and symbolic links in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Properties {
+    own: Option<NodeProperties>,
+    of_children: BTreeMap<Name, NodeProperties>,
+}
+
+/// What REAPI's `NodeProperties` may say of a file, directory or symbolic link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodeProperties {
+    /// When it was last changed.
+    pub mtime: Option<Mtime>,
+    /// Permission bits, as `chmod` takes them; other bits are kept and mean nothing.
+    pub unix_mode: Option<u32>,
+}
+
+/// A point in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mtime {
+    seconds: i64,
+    nanos: u32,
+}
+
+impl Mtime {
+    /// Seconds since 1970-01-01, and nanoseconds after that. `None`: a second has no more than 10⁹ of them.
+    pub fn new(seconds: i64, nanos: u32) -> Option<Self> {
+        (nanos < 1_000_000_000).then_some(Self { seconds, nanos })
+    }
+
+    /// Seconds since 1970-01-01.
+    pub fn seconds(&self) -> i64 {
+        self.seconds
+    }
+
+    /// Nanoseconds after the second.
+    pub fn nanos(&self) -> u32 {
+        self.nanos
+    }
 }
 
 /// A regular file in a directory.
@@ -73,7 +118,7 @@ impl Directory {
         files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         directories.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         symlinks.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let directory = Self { files, directories, symlinks };
+        let directory = Self { files, directories, symlinks, properties: None };
         directory.check_unique()?;
         for link in &directory.symlinks {
             if link.target.is_empty() || link.target.contains(&0) {
@@ -92,6 +137,31 @@ impl Directory {
             previous = Some(name);
         }
         Ok(())
+    }
+
+    /// The directory with these properties of its own, and of its files and symbolic links by name; whatever else
+    /// is named has none. In place of those that it had.
+    pub fn with_properties(
+        mut self,
+        own: Option<NodeProperties>,
+        mut of_children: BTreeMap<Name, NodeProperties>,
+    ) -> Self {
+        of_children.retain(|name, _| {
+            matches!(self.get(name.as_bytes()), Some(Child::File(_) | Child::Symlink(_)))
+        });
+        let any = own.is_some() || !of_children.is_empty();
+        self.properties = any.then(|| Box::new(Properties { own, of_children }));
+        self
+    }
+
+    /// The properties of the directory itself.
+    pub fn properties(&self) -> Option<&NodeProperties> {
+        self.properties.as_ref()?.own.as_ref()
+    }
+
+    /// The properties of a file or symbolic link in it.
+    pub fn properties_of(&self, name: &Name) -> Option<&NodeProperties> {
+        self.properties.as_ref()?.of_children.get(name)
     }
 
     /// All names in the order of their bytes, over all kinds.
@@ -175,6 +245,7 @@ impl Directory {
                     name: name(&node.name),
                     digest: digest(&node.digest),
                     is_executable: node.executable,
+                    node_properties: self.properties_of(&node.name).map(Into::into),
                 })
                 .collect(),
             directories: self
@@ -191,8 +262,10 @@ impl Directory {
                 .map(|node| wire::SymlinkNode {
                     name: name(&node.name),
                     target: node.target.clone(),
+                    node_properties: self.properties_of(&node.name).map(Into::into),
                 })
                 .collect(),
+            node_properties: self.properties().map(Into::into),
         };
         message.encode_to_vec().into()
     }
@@ -207,7 +280,7 @@ impl Directory {
     ///
     /// # Errors
     /// Anything that a canonical `Directory` cannot hold: unsorted or doubled names, names that are
-    /// no names, a missing or malformed digest, node properties (which we do not keep).
+    /// no names, a missing or malformed digest, a node property other than [`NodeProperties`] has.
     pub fn decode(function: DigestFunction, blob: &[u8]) -> Result<Self, TreeError> {
         let digest = |digest: Option<wire::NodeDigest>| -> Result<Digest, TreeError> {
             let digest = digest.ok_or(DigestError::Missing)?;
@@ -216,10 +289,20 @@ impl Directory {
             Ok(Digest::from_hex(function, &digest.hash, size)?)
         };
         let message = wire::Directory::decode(blob)?;
+        let own = message.node_properties.map(|wire| properties(wire, ".")).transpose()?;
+        let mut of_children = BTreeMap::new();
+        let mut keep = |name: &Name, found: Option<wire::NodeProperties>| {
+            if let Some(found) = found {
+                of_children.insert(name.clone(), properties(found, name)?);
+            }
+            Ok::<(), TreeError>(())
+        };
         let mut files = Vec::with_capacity(message.files.len());
         for node in message.files {
+            let name = Name::new(&node.name)?;
+            keep(&name, node.node_properties)?;
             files.push(FileNode {
-                name: Name::new(&node.name)?,
+                name,
                 digest: digest(node.digest)?,
                 executable: node.is_executable,
             });
@@ -231,7 +314,9 @@ impl Directory {
         }
         let mut symlinks = Vec::with_capacity(message.symlinks.len());
         for node in message.symlinks {
-            symlinks.push(SymlinkNode { name: Name::new(&node.name)?, target: node.target });
+            let name = Name::new(&node.name)?;
+            keep(&name, node.node_properties)?;
+            symlinks.push(SymlinkNode { name, target: node.target });
         }
         let sorted = files.is_sorted_by(|a, b| a.name < b.name)
             && directories.is_sorted_by(|a, b| a.name < b.name)
@@ -239,7 +324,36 @@ impl Directory {
         if !sorted {
             return Err(TreeError::Unsorted);
         }
-        Self::new(files, directories, symlinks)
+        Ok(Self::new(files, directories, symlinks)?.with_properties(own, of_children))
+    }
+}
+
+fn properties(
+    wire: wire::NodeProperties,
+    node: impl std::fmt::Display,
+) -> Result<NodeProperties, TreeError> {
+    if let Some(other) = wire.properties.first() {
+        let property = String::from_utf8_lossy(&other.name).into_owned();
+        return Err(TreeError::Property { node: node.to_string(), property });
+    }
+    let mtime = wire.mtime.map(|time| {
+        let mtime =
+            u32::try_from(time.nanos).ok().and_then(|nanos| Mtime::new(time.seconds, nanos));
+        mtime.ok_or_else(|| TreeError::Mtime(node.to_string()))
+    });
+    let unix_mode = wire.unix_mode.map(|mode| mode.value);
+    Ok(NodeProperties { mtime: mtime.transpose()?, unix_mode })
+}
+
+impl From<&NodeProperties> for wire::NodeProperties {
+    fn from(properties: &NodeProperties) -> Self {
+        let mtime = properties.mtime.map(|time| wire::Timestamp {
+            seconds: time.seconds,
+            // Below 10⁹.
+            nanos: time.nanos as i32,
+        });
+        let unix_mode = properties.unix_mode.map(|value| wire::UInt32Value { value });
+        Self { properties: Vec::new(), mtime, unix_mode }
     }
 }
 
@@ -266,6 +380,19 @@ pub enum TreeError {
     /// A symlink points to nothing at all.
     #[error("the symlink {0:?} has an empty target or one with NUL")]
     SymlinkTarget(String),
+    /// A node has a property that nobody here can honour.
+    #[error(
+        "{node:?} has the property {property:?}; mtime and unix_mode are the ones that are honoured"
+    )]
+    Property {
+        /// The name of the node; `.` is the directory itself.
+        node: String,
+        /// The name of the property.
+        property: String,
+    },
+    /// A node has a time with more nanoseconds than a second has, or fewer than none.
+    #[error("the mtime of {0:?} is no time")]
+    Mtime(String),
     /// A child has a name that is no name.
     #[error(transparent)]
     Name(#[from] PathError),
@@ -306,6 +433,65 @@ mod tests {
         assert_eq!(names, [&b"b"[..], b"c", b"sub\xff", b"tool"]);
         assert!(matches!(again.get(b"c"), Some(Child::Symlink(_))));
         assert!(again.get(b"nothing").is_none());
+    }
+
+    #[test]
+    fn properties_are_kept_as_they_came() {
+        let link = SymlinkNode { name: Name::new(b"l").unwrap(), target: Bytes::from("x") };
+        let plain = Directory::new(vec![file("a"), file("b")], vec![], vec![link]).unwrap();
+        let name = |text: &str| Name::new(text.as_bytes()).unwrap();
+        let all = NodeProperties { mtime: Mtime::new(-1, 999_999_999), unix_mode: Some(0o4711) };
+        // What is there and says nothing is not what is not there.
+        let nothing = NodeProperties::default();
+        let zero = NodeProperties { mtime: Mtime::new(0, 0), unix_mode: Some(0) };
+        let of = BTreeMap::from([(name("a"), all), (name("l"), zero), (name("none"), all)]);
+        let directory = plain.clone().with_properties(Some(nothing), of);
+        let blob = directory.encode();
+        let again = Directory::decode(DigestFunction::Sha256, &blob).unwrap();
+        assert_eq!(again, directory);
+        assert_eq!(again.encode(), blob);
+        assert_eq!(again.properties(), Some(&nothing));
+        assert_eq!(again.properties_of(&name("a")), Some(&all));
+        assert_eq!(again.properties_of(&name("b")), None);
+        assert_eq!(again.properties_of(&name("l")), Some(&zero));
+        assert_eq!(again.with_properties(None, BTreeMap::new()), plain);
+    }
+
+    #[test]
+    fn properties_that_nobody_honours_are_refused() {
+        let directory = Directory::new(vec![file("a")], vec![], vec![]).unwrap();
+        let decode = |properties: wire::NodeProperties, own: bool| {
+            let mut message = wire::Directory::decode(directory.encode()).unwrap();
+            match own {
+                true => message.node_properties = Some(properties),
+                false => message.files[0].node_properties = Some(properties),
+            }
+            Directory::decode(DigestFunction::Sha256, &message.encode_to_vec()).unwrap_err()
+        };
+        let owner = wire::NodeProperty { name: "owner".into(), value: "me".into() };
+        let owner = wire::NodeProperties { properties: vec![owner], ..Default::default() };
+        for own in [true, false] {
+            let error = decode(owner.clone(), own);
+            assert!(matches!(&error, TreeError::Property { property, .. } if property == "owner"));
+        }
+        for nanos in [-1, 1_000_000_000] {
+            let mtime = Some(wire::Timestamp { seconds: 0, nanos });
+            let error = decode(wire::NodeProperties { mtime, ..Default::default() }, false);
+            assert!(matches!(error, TreeError::Mtime(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_encoding_is_that_of_the_remote_execution_api() {
+        // From the .proto of the API, by hand: field 6 of a file, with mtime as field 2 and unix_mode as field 3.
+        let properties = NodeProperties { mtime: Mtime::new(5, 7), unix_mode: Some(0o755) };
+        let name = Name::new(b"a").unwrap();
+        let directory = Directory::new(vec![file("a")], vec![], vec![]).unwrap();
+        let plain = directory.encode();
+        let blob = directory.with_properties(None, BTreeMap::from([(name, properties)])).encode();
+        let added = [0x32, 11, 0x12, 4, 0x08, 5, 0x10, 7, 0x1a, 3, 0x08, 0xed, 0x03];
+        assert_eq!(&blob[2..plain.len()], &plain[2..]);
+        assert_eq!(&blob[plain.len()..], &added);
     }
 
     #[test]

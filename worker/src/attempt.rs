@@ -131,7 +131,7 @@ impl Attempt {
         let root = assignment.action.input_root;
         let prefetcher = self.agent.prefetcher.as_ref();
         let prefetching = prefetcher.map(|it| it.spawn(foreseen, root, inputs.clone()));
-        let view = self.agent.fs.add_view(root).await?;
+        let view = self.agent.fs.add_view(root, layout == Layout::Root).await?;
         let number = view.number;
         self.agent.inputs.insert(number, inputs.clone());
         let directory = ActionDir::new(self.agent.run.actions(), number);

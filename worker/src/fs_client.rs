@@ -146,13 +146,17 @@ impl FsClient {
     ///
     /// # Errors
     /// The process is gone or refuses.
-    pub(crate) async fn add_view(&self, root: Digest) -> Result<AddedView, FsError> {
+    pub(crate) async fn add_view(
+        &self,
+        root: Digest,
+        properties: bool,
+    ) -> Result<AddedView, FsError> {
         let number = self.last_view.fetch_add(1, Ordering::Relaxed) + 1;
         let (added, answer) = oneshot::channel();
         let view = View { added: Some(added), ..View::default() };
         let failed = view.failed.clone();
         self.views.lock().insert(number, view);
-        self.send(ToFs::AddView { view: number, root }).await?;
+        self.send(ToFs::AddView { view: number, root, properties }).await?;
         let answer = self.answer(answer).await?;
         answer.map_err(|reason| {
             self.views.lock().remove(&number);

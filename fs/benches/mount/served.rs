@@ -105,7 +105,7 @@ impl Served {
     }
 
     pub(crate) fn add_view(&self, view: u64, root: Digest) {
-        self.send(&ToFs::AddView { view, root });
+        self.send(&ToFs::AddView { view, root, properties: false });
         assert_eq!(self.event(), FromFs::ViewAdded { view });
     }
 

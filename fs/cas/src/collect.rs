@@ -10,6 +10,7 @@
 //! started at the second file: most jobs write one or none, and starting a thread costs more than
 //! that. The directories of the tree are made at the end, children before parents.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,8 +22,8 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 
 use bytes::Bytes;
 use distbuild_proto::{
-    Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, PathError, SymlinkNode,
-    TreeError,
+    Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, NodeProperties, PathError,
+    SymlinkNode, TreeError,
 };
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -198,6 +199,8 @@ pub(crate) struct Found {
     pub(crate) files: Vec<FileNode>,
     pub(crate) directories: Vec<DirectoryNode>,
     pub(crate) symlinks: Vec<SymlinkNode>,
+    /// Of files and symbolic links that were there before.
+    pub(crate) properties: BTreeMap<Name, NodeProperties>,
 }
 
 /// A file to be hashed.
@@ -228,9 +231,11 @@ impl Gathered {
         let mut digests = Vec::with_capacity(self.directories.len());
         let (mut inline, mut inline_bytes) = (Some(Vec::new()), 0);
         while let Some(found) = self.directories.pop() {
-            let Found { path, at, left_out_if_empty, files, directories, symlinks } = found;
+            let Found { path, at, left_out_if_empty, files, directories, symlinks, properties } =
+                found;
             let directory = Directory::new(files, directories, symlinks)
-                .map_err(|source| CollectError::Tree { path, source })?;
+                .map_err(|source| CollectError::Tree { path, source })?
+                .with_properties(None, properties);
             if left_out_if_empty && directory.is_empty() && at.is_some() {
                 continue;
             }
@@ -379,6 +384,7 @@ impl Walk<'_, '_, '_> {
             files: Vec::new(),
             directories: Vec::new(),
             symlinks: Vec::new(),
+            properties: BTreeMap::new(),
         });
         Ok(gathered.directories.len() - 1)
     }

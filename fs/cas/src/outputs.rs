@@ -55,7 +55,7 @@ struct Wanted {
 /// Moves the files that were written at `outputs` into the store, and builds the tree that holds what
 /// stands there, at the same paths, and nothing else. What is not there is left out; symbolic links
 /// are kept as they are, and none leads to an output. Blobs of the tree below that were not written
-/// again need not be in the store, nor do they get there.
+/// again need not be in the store, nor do they get there. Node properties stay with what was not changed.
 ///
 /// # Errors
 /// See [`CollectError`]; paths in errors are relative to the root.
@@ -118,7 +118,7 @@ impl Merge<'_, '_, '_, '_> {
         let left = contents.children().filter(|child| !covered.contains(child.name().as_os_str()));
         let mut count = 0;
         for child in left {
-            self.add(position, child);
+            self.add(position, &contents, child);
             count += 1;
         }
         self.walk.count(count)?;
@@ -208,9 +208,10 @@ impl Merge<'_, '_, '_, '_> {
         position: usize,
         depth: usize,
     ) -> Result<(), CollectError> {
-        match self.read(contents, below)?.get(name.as_bytes()) {
+        let contents = self.read(contents, below)?;
+        match contents.get(name.as_bytes()) {
             Some(child) if wanted.whole => {
-                self.add(position, child);
+                self.add(position, contents, child);
                 self.walk.count(1)
             }
             Some(Child::Directory(node)) => {
@@ -270,14 +271,17 @@ impl Merge<'_, '_, '_, '_> {
         }
     }
 
-    /// A child below that was not changed.
-    fn add(&mut self, position: usize, child: Child<'_>) {
+    /// A child of a directory below that was not changed.
+    fn add(&self, position: usize, contents: &Directory, child: Child<'_>) {
         let mut gathered = self.walk.gathered.lock();
         let Some(found) = gathered.found(position) else { return };
         match child {
             Child::File(node) => found.files.push(node.clone()),
             Child::Directory(node) => found.directories.push(node.clone()),
             Child::Symlink(node) => found.symlinks.push(node.clone()),
+        }
+        if let Some(properties) = contents.properties_of(child.name()) {
+            found.properties.insert(child.name().clone(), *properties);
         }
     }
 }

@@ -119,7 +119,7 @@ impl Rig {
 
     pub(crate) fn add_view(&self, view: u64, tree: &Plain) -> Digest {
         let root = self.script(|script| encode(tree, &mut script.blobs));
-        self.send(&ToFs::AddView { view, root });
+        self.send(&ToFs::AddView { view, root, properties: false });
         assert_eq!(self.event(), FromFs::ViewAdded { view });
         root
     }

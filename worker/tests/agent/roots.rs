@@ -9,8 +9,8 @@ use distbuild_proto::graph::{Platform, Resources};
 use distbuild_proto::wire::located::Place;
 use distbuild_proto::wire::{AttemptEnd, to_worker};
 use distbuild_proto::{
-    AccessRecord, Child, Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name, RelPath,
-    SymlinkNode, wire,
+    AccessRecord, Child, Digest, DigestFunction, Directory, DirectoryNode, FileNode, Mtime, Name,
+    NodeProperties, RelPath, SymlinkNode, wire,
 };
 use distbuild_worker::RootAt;
 use libtest_mimic::Trial;
@@ -33,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("dep_in_a_root_is_a_directory_like_any_other", dep_is_no_dependency),
         trial("a_large_tree_is_neither_walked_nor_fetched", large_tree),
         trial("a_large_input_is_read_and_written_through_an_overlay", large_input),
+        trial("modes_and_times_of_node_properties_are_shown", node_properties),
         trial("a_worker_can_give_actions_their_root_as_slash", slash),
         trial("what_a_root_action_wrote_is_kept_for_its_build", kept),
     ]
@@ -498,6 +499,51 @@ async fn large_input() {
     }
     assert!(printed.iter().all(|text| *text == printed[0]), "{printed:?}");
     assert_eq!(rig.worker.store().read(&DigestFunction::Blake3.digest(&big)).unwrap(), big);
+    rig.worker.shutdown().await;
+}
+
+async fn node_properties() {
+    let mut rig = Rig::start().await;
+    let properties = |unix_mode, seconds| NodeProperties {
+        unix_mode,
+        mtime: Option::and_then(seconds, |seconds| Mtime::new(seconds, 0)),
+    };
+    let f = at_the_coordinator(&rig.fake, b"f");
+    let file = |at: &str| FileNode { name: name(at), digest: f, executable: false };
+    let link = SymlinkNode { name: name("l"), target: Bytes::from_static(b"x") };
+    let inner = Directory::new(vec![file("plain"), file("old"), file("bits")], vec![], vec![link])
+        .unwrap()
+        .with_properties(
+            Some(properties(Some(0o1775), Some(86_400))),
+            [
+                (name("old"), properties(None, Some(1_000_000_000))),
+                (name("bits"), properties(Some(0o640), Some(-86_400))),
+                (name("l"), properties(None, Some(7))),
+            ]
+            .into(),
+        );
+    let inner = at_the_coordinator(&rig.fake, &inner.encode());
+    let inner = DirectoryNode { name: name("d"), digest: inner };
+    let root = Directory::new(vec![], vec![inner], vec![]).unwrap();
+    let root = at_the_coordinator(&rig.fake, &root.encode());
+    let script = "stat -c '%n %a %Y' d d/*; cat d/bits; echo >>d/plain; chmod +x d/old; stat -c '%n %a %Y' d/old";
+    let ended = rig.run_root(1, &RootJob::new(root, script, &["d"])).await;
+    succeeded(&ended);
+    assert_eq!(
+        text(&ended.result.as_ref().unwrap().stdout),
+        "d 1775 86400\nd/bits 640 -86400\nd/l 777 7\nd/old 644 1000000000\nd/plain 644 315532800\n\
+         fd/old 755 1000000000\n"
+    );
+    // What was not changed is what it was.
+    let blob =
+        |digest: &Digest| Directory::decode(DigestFunction::Blake3, &rig.blob(digest)).unwrap();
+    let outputs = Digest::try_from(ended.result.unwrap().output_root).unwrap();
+    let outputs = blob(&outputs);
+    let Some(Child::Directory(node)) = outputs.get(b"d") else { panic!("{outputs:?}") };
+    let found = blob(&node.digest);
+    assert_eq!(found.properties_of(&name("bits")), Some(&properties(Some(0o640), Some(-86_400))));
+    assert_eq!(found.properties_of(&name("old")), None);
+    assert_eq!(found.properties(), None);
     rig.worker.shutdown().await;
 }
 

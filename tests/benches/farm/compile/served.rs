@@ -89,7 +89,7 @@ impl Served {
 
     /// The whole tree, in a new traced view.
     pub(crate) fn add_view(&self, view: u64) -> PathBuf {
-        self.send(&ToFs::AddView { view, root: self.root });
+        self.send(&ToFs::AddView { view, root: self.root, properties: false });
         assert_eq!(self.event(), FromFs::ViewAdded { view });
         self.mount.join("action").join(view.to_string())
     }
