@@ -13,6 +13,9 @@ pub(crate) type Properties = BTreeMap<String, String>;
 /// The property by which workers name the tools that their jobs see.
 pub(crate) const TOOLCHAIN: &str = "toolchain";
 
+/// The property of workers that can give an action a writable input root: where the action sees it.
+pub(crate) const INPUT_ROOT: &str = "input-root";
+
 /// The known pools.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
@@ -72,6 +75,39 @@ impl Pools {
             properties.insert(TOOLCHAIN.to_owned(), toolchain.clone());
         }
         Selected::Pool(properties)
+    }
+
+    /// Completes the selector of an action that writes into its input root and does not say where it wants to see
+    /// it: at `usual`, if any matching worker offers that, so that equal actions see equal paths; else
+    /// wherever one offers it.
+    ///
+    /// # Errors
+    /// Workers are known, and none of them will do; with what comes near.
+    pub(crate) fn with_input_root(
+        &self,
+        mut selector: Properties,
+        usual: &str,
+    ) -> Result<Properties, String> {
+        if let Selected::NoMatch(hint) = self.select(&selector) {
+            return Err(hint);
+        }
+        if self.pools.is_empty() || selector.contains_key(INPUT_ROOT) {
+            return Ok(selector);
+        }
+        let matches = |properties: &&Properties| {
+            selector.iter().all(|(key, value)| properties.get(key) == Some(value))
+        };
+        let matching = self.pools.iter().map(|(properties, _)| properties).filter(matches);
+        let offered: std::collections::BTreeSet<&String> =
+            matching.filter_map(|properties| properties.get(INPUT_ROOT)).collect();
+        let place = offered.iter().find(|place| **place == usual).or(offered.first());
+        let Some(place) = place.map(|place| (*place).clone()) else {
+            return Err(format!(
+                "no worker that offers its properties has {INPUT_ROOT:?}; `distbuild workers` says why"
+            ));
+        };
+        selector.insert(INPUT_ROOT.to_owned(), place);
+        Ok(selector)
     }
 
     fn near_matches(&self, selector: &Properties) -> String {
@@ -154,6 +190,24 @@ mod tests {
             no_match(&[("oss", "linux")]),
             "no worker has a property \"oss\", nearest is \"os\""
         );
+    }
+
+    #[test]
+    fn an_action_that_writes_into_its_input_root_goes_where_that_is_possible() {
+        let mut pools = pools();
+        let os = properties(&[("os", "linux")]);
+        let place = |pools: &Pools, selector: &Properties| {
+            pools.with_input_root(selector.clone(), "/usual").map(|it| it[INPUT_ROOT].clone())
+        };
+        assert!(place(&pools, &os).unwrap_err().contains(INPUT_ROOT));
+        pools.see(properties(&[("os", "linux"), (INPUT_ROOT, "/")]));
+        assert_eq!(place(&pools, &os).unwrap(), "/");
+        pools.see(properties(&[("os", "linux"), (INPUT_ROOT, "/usual")]));
+        assert_eq!(place(&pools, &os).unwrap(), "/usual");
+        assert_eq!(place(&pools, &properties(&[(INPUT_ROOT, "/")])).unwrap(), "/");
+        assert!(place(&pools, &properties(&[("os", "plan9")])).unwrap_err().contains("plan9"));
+        let none = Pools::default().with_input_root(os.clone(), "/usual");
+        assert_eq!(none, Ok(os), "the first worker is waited for");
     }
 
     #[test]

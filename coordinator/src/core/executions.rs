@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
-use distbuild_proto::action::Action;
+use distbuild_proto::action::{Action, ROOT_DIR};
 use distbuild_proto::{DigestFunction, wire};
 use distbuild_sched as sched;
 use distbuild_sched::BuildId;
@@ -16,7 +16,7 @@ use distbuild_sched::BuildId;
 use super::builds::{Accepted, Build, Forgotten, Stopped, Submission};
 use super::work::{ActionWork, Work};
 use super::{Core, secret};
-use crate::pools::{Properties, Selected};
+use crate::pools::Properties;
 
 /// One action to be run.
 pub(crate) struct Execution {
@@ -82,9 +82,8 @@ impl Core {
             return Err(Refused::Full { limit });
         }
         // While no worker has ever been seen it waits for the first one.
-        if let Selected::NoMatch(hint) = self.pools.select(&execution.selector) {
-            return Err(Refused::NoPool(hint));
-        }
+        let selector = self.pools.with_input_root(execution.selector, ROOT_DIR);
+        let selector = selector.map_err(Refused::NoPool)?;
         let resources = execution.action.resources;
         let spec = sched::JobSpec {
             resources: sched::Resources::new(resources.milli_cores, resources.memory_bytes),
@@ -114,7 +113,7 @@ impl Core {
             requested: vec![true],
             id_bytes: Bytes::new(),
             cached: vec![None],
-            pools: vec![execution.selector],
+            pools: vec![selector],
             pool_of: vec![0],
             metadata: self.shared.metadata.build(execution.function),
             declared: HashSet::new(),

@@ -40,7 +40,9 @@ fn rig() -> Rig {
 }
 
 fn properties() -> Properties {
-    [("os", "linux")].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    [("os", "linux"), ("input-root", "/distbuild/root")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
 }
 
 impl Rig {

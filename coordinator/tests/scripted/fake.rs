@@ -90,7 +90,7 @@ impl FakeWorker {
             protocol: 1,
             name: name.to_owned(),
             store_id: format!("store of {name}"),
-            properties: [("os", "linux"), ("toolchain", "t1")]
+            properties: [("os", "linux"), ("toolchain", "t1"), ("input-root", "/distbuild/root")]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),
             milli_cores: 1000,
