@@ -141,6 +141,10 @@ pub(crate) struct CoordinatorArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 
+    /// Instance of the Remote Execution API whose action results clients may write; may be repeated, * is every one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) writable_instance: Vec<String>,
+
     #[command(flatten)]
     pub(crate) plaintext: PlaintextArgs,
 }

@@ -32,7 +32,13 @@ pub(crate) async fn coordinator(
         allowed.check(http)?;
     }
     let state = daemon_state(args.state, "coordinator")?;
-    let config = Config { listen: args.listen, state, exclusive: true, limits: Limits::default() };
+    let config = Config {
+        listen: args.listen,
+        state,
+        exclusive: true,
+        writable_instances: args.writable_instance.into_iter().collect(),
+        limits: Limits::default(),
+    };
     let coordinator = Coordinator::start(config).await.map_err(|error| failed(&error))?;
     let page = match &args.http.0 {
         Some(http) => Some(StatusPage::serve(http, coordinator.address()).await?),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use distbuild_cas::DiskStore;
-use distbuild_coordinator::{Config, Coordinator, Limits};
+use distbuild_coordinator::{Config, Coordinator, Limits, WritableInstances};
 use distbuild_proto::Address;
 use distbuild_worker::{RunningWorker, Worker, WorkerConfig};
 use nix::fcntl::{Flock, FlockArg};
@@ -47,7 +47,13 @@ impl Embedded {
         let directory = RuntimeDirectory::make()?;
         let address = Address::Unix(directory.path.join(SOCKET));
         let state = cache.coordinator();
-        let config = Config { listen: address, state, exclusive: false, limits: limits() };
+        let config = Config {
+            listen: address,
+            state,
+            exclusive: false,
+            writable_instances: WritableInstances::default(),
+            limits: limits(),
+        };
         let failed = |error: &dyn std::error::Error| Failure::infrastructure(with_causes(error));
         let coordinator = Coordinator::start(config).await.map_err(|error| failed(&error))?;
         let config = WorkerConfig::new(coordinator.address().clone(), "local", cache.worker());

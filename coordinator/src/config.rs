@@ -1,5 +1,6 @@
 //! Every limit of the coordinator, by name, with its default.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,8 +15,35 @@ pub struct Config {
     pub state: PathBuf,
     /// No other exclusive coordinator may use the state directory.
     pub exclusive: bool,
+    /// Whose results clients of the Remote Execution API may write. Default none: who can write a result decides
+    /// what others get for their actions.
+    pub writable_instances: WritableInstances,
     /// The limits.
     pub limits: Limits,
+}
+
+/// Instances of the Remote Execution API whose results clients may write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WritableInstances {
+    all: bool,
+    names: BTreeSet<String>,
+}
+
+impl WritableInstances {
+    /// The name that stands for every instance.
+    pub const ALL: &'static str = "*";
+
+    /// Whether clients may write results of this instance.
+    pub fn contains(&self, instance: &str) -> bool {
+        self.all || self.names.contains(instance)
+    }
+}
+
+impl FromIterator<String> for WritableInstances {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        let names: BTreeSet<_> = names.into_iter().collect();
+        Self { all: names.contains(Self::ALL), names }
+    }
 }
 
 /// Limits and waits.

@@ -28,9 +28,10 @@ use distbuild_proto::wire::blobs_server::BlobsServer;
 use distbuild_proto::wire::builds_server::BuildsServer;
 use distbuild_proto::wire::workers_server::WorkersServer;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 pub use archive::Archive;
-pub use config::{Config, Limits};
+pub use config::{Config, Limits, WritableInstances};
 pub use state::StateError;
 
 use crate::core::{Handle, Message, Shared};
@@ -81,7 +82,8 @@ impl Coordinator {
         let (core, _task) = core::start(shared.clone()).await?;
         let stop = CancellationToken::new();
         let relay = shared.relay.clone();
-        let server = tokio::spawn(serve(listener, core.clone(), shared, stop.clone()));
+        let api = reapi::routes(&core, &shared, config.writable_instances);
+        let server = tokio::spawn(serve(listener, core.clone(), shared, api, stop.clone()));
         Ok(Self { address, core, relay, stop, server, _exclusive: exclusive })
     }
 
@@ -124,14 +126,19 @@ fn lock(state: &Path) -> Result<File, CoordinatorError> {
     })
 }
 
-async fn serve(listener: Listener, core: Handle, shared: Shared, stop: CancellationToken) {
+async fn serve(
+    listener: Listener,
+    core: Handle,
+    shared: Shared,
+    api: Routes,
+    stop: CancellationToken,
+) {
     let builds = BuildsService { core: core.clone(), shared: shared.clone() };
     let workers = WorkersService {
         core: core.clone(),
         relay: shared.relay.clone(),
         max_backlog: shared.limits.max_worker_backlog,
     };
-    let api = reapi::routes(&core, &shared);
     let blobs = BlobsService { core, shared };
     let served = server()
         .add_routes(api)

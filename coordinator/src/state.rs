@@ -7,7 +7,6 @@
 //! survives the death of any process; the last ones before a power failure may be lost, and then cost
 //! a rebuild, since a result is only a claim that is checked before it is used.
 
-#[allow(dead_code, reason = "its user comes next")]
 mod api_results;
 mod records;
 
@@ -21,8 +20,7 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
-#[allow(unused_imports, reason = "their user comes next")]
-pub(crate) use api_results::{ApiResult, ApiResultKey};
+pub(crate) use api_results::ApiResultKey;
 pub(crate) use records::{Candidate, Looked};
 
 /// Requests that wait for the database thread at most; beyond it, callers wait.

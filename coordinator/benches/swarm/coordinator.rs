@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use distbuild_coordinator::{Config, Coordinator, Limits};
+use distbuild_coordinator::{Config, Coordinator, Limits, WritableInstances};
 use distbuild_proto::Address;
 
 use crate::Failure;
@@ -22,6 +22,7 @@ pub(crate) fn serve() -> Result<(), Failure> {
             state: directory.path().to_owned(),
             limits: Limits::default(),
             exclusive: true,
+            writable_instances: WritableInstances::default(),
         };
         let coordinator = Coordinator::start(config).await?;
         let mut out = std::io::stdout();

@@ -15,6 +15,7 @@ use distbuild_sched::BuildId;
 use tonic::{Code, Status};
 
 use super::command::{self, Lowered, Outputs};
+use super::inline::Inline;
 use super::metadata::Timeline;
 use super::operations::Execution;
 use super::replication::{Replication, ReplicationError};
@@ -66,7 +67,8 @@ async fn drive(
     let cacheable = !request.action.do_not_cache;
     if cacheable
         && !request.skip_cache_lookup
-        && let Some(result) = shared.cached(&execution.instance, &execution.action).await?
+        && let Some(result) =
+            shared.results.find(&execution.instance, execution.action, &Inline::default()).await?
     {
         let status = Some(ok());
         let result = Some(result);
@@ -106,7 +108,7 @@ async fn respond(
         return Ok(failed(&Status::deadline_exceeded(reason), Some(result)));
     }
     if cacheable && outcome == wire::Outcome::Executed && result.exit_code == 0 {
-        shared.remember(&execution.instance, &execution.action, &result).await?;
+        shared.results.record(&execution.instance, execution.action, &result).await?;
     }
     let (result, status) = (Some(result), Some(ok()));
     Ok(api::ExecuteResponse { result, status, message: reason, ..Default::default() })

@@ -1,5 +1,6 @@
 //! The services `Execution` and `google.longrunning.Operations`.
 
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +17,16 @@ use super::Executor;
 use super::client::Client;
 use super::digest::parse_one;
 use super::execution;
+use super::inline::Inline;
 use super::instance::Instance;
 use super::messages;
-use super::operations::{Inline, Operation};
+use super::operations::Operation;
 use super::status::invalid;
 
 /// The scheduler's class of a request that names no priority; native builds have the same.
 const DEFAULT_CLASS: i32 = 100;
+/// Priorities that the scheduler tells apart; 0 is the usual one and lower runs sooner.
+pub(super) const PRIORITIES: RangeInclusive<i32> = -DEFAULT_CLASS..=u8::MAX as i32 - DEFAULT_CLASS;
 /// Operations in one page of a listing, if the caller names no number, and at most.
 const MAX_LISTED: usize = 1000;
 /// How long `WaitOperation` waits at most.
@@ -49,7 +53,7 @@ impl Executor {
         let inline = Inline {
             stdout: request.inline_stdout,
             stderr: request.inline_stderr,
-            files: request.inline_output_files,
+            files: request.inline_output_files.into_iter().collect(),
         };
         let action = self.read_action(digest).await;
         let may_join = action.as_ref().is_ok_and(|action| !action.do_not_cache);
@@ -90,11 +94,10 @@ fn unknown(name: &str) -> Status {
     Status::not_found(format!("no operation {name:?} is known; it may have ended long ago"))
 }
 
-/// The API's priorities, of which 0 is the usual one and lower runs sooner, as far as the scheduler tells them
-/// apart: from -100 to 155.
+/// The class of a priority; those beyond [`PRIORITIES`] count as the nearest.
 fn class(priority: i32) -> u8 {
-    let class = DEFAULT_CLASS.saturating_add(priority).clamp(0, i32::from(u8::MAX));
-    u8::try_from(class).unwrap_or(u8::MAX)
+    let priority = priority.clamp(*PRIORITIES.start(), *PRIORITIES.end());
+    u8::try_from(DEFAULT_CLASS + priority).unwrap_or(u8::MAX)
 }
 
 #[tonic::async_trait]

@@ -9,12 +9,9 @@ use bazel_remote_apis::google::protobuf::Any;
 use distbuild_cas::DiskStore;
 use prost::Message;
 
-use super::digest::{parse, to_api};
-use super::operations::{Inline, Operation, Snapshot};
+use super::digest::to_api;
+use super::operations::{Operation, Snapshot};
 use super::resource_name::LogStream;
-
-/// What one response holds of contents at most, in bytes; what does not fit is named by its digest alone.
-const MAX_INLINE_BYTES: u64 = 1 << 20;
 
 /// A message under the name of its type.
 pub(crate) fn any(name: &str, message: &impl Message) -> Any {
@@ -70,37 +67,10 @@ async fn inlined(
     let inlining = tokio::task::spawn_blocking(move || {
         let mut response = (*response).clone();
         if let Some(result) = &mut response.result {
-            fill(result, &operation, &store);
+            let function = operation.execution.action.function();
+            operation.inline.fill(&store, function, result);
         }
         api_any("ExecuteResponse", &response)
     });
     inlining.await.unwrap_or_else(|_| api_any("ExecuteResponse", plain.as_ref()))
-}
-
-fn fill(result: &mut api::ActionResult, operation: &Operation, store: &DiskStore) {
-    let function = operation.execution.action.function();
-    let Inline { stdout, stderr, files } = &operation.inline;
-    let mut room = MAX_INLINE_BYTES;
-    let mut read = |digest: Option<&api::Digest>| -> Vec<u8> {
-        let digest = digest.and_then(|digest| parse(function, digest).ok());
-        let fitting = digest.filter(|it| it.size_bytes() > 0 && it.size_bytes() <= room);
-        let contents = fitting.and_then(|digest| store.read(&digest).ok()).unwrap_or_default();
-        room -= contents.len() as u64;
-        contents.into()
-    };
-    if *stdout {
-        result.stdout_raw = read(result.stdout_digest.as_ref());
-    }
-    if *stderr {
-        result.stderr_raw = read(result.stderr_digest.as_ref());
-    }
-    for file in result.output_files.iter_mut().filter(|file| files.contains(&file.path)) {
-        file.contents = read(file.digest.as_ref());
-    }
-}
-
-impl Inline {
-    fn is_any(&self) -> bool {
-        self.stdout || self.stderr || !self.files.is_empty()
-    }
 }

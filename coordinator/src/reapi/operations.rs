@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::inline::Inline;
 use super::instance::Instance;
 use super::logs::{Log, LogRoom};
 use super::resource_name::{LogName, LogStream};
@@ -59,15 +60,6 @@ pub(crate) struct Operation {
     /// What the client wants inside the response.
     pub(crate) inline: Inline,
     cancelled: CancellationToken,
-}
-
-/// Contents that a client wants in the response beside their digests.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Inline {
-    pub(crate) stdout: bool,
-    pub(crate) stderr: bool,
-    /// Names of output files.
-    pub(crate) files: Vec<String>,
 }
 
 /// An action that is being looked up, queued or run, or has been.

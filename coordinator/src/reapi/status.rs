@@ -18,6 +18,9 @@ use crate::state::StateError;
 /// fit the messages that they accept.
 pub(crate) const MAX_VIOLATIONS: usize = 16_384;
 
+/// When to try again what failed for a reason that passes.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// A request that cannot be right, whatever the server holds.
 pub(crate) fn invalid(problem: impl Display) -> Status {
     Status::invalid_argument(problem.to_string())
@@ -94,7 +97,7 @@ pub(crate) fn of_thread(error: &tokio::task::JoinError) -> Status {
 /// The state database failed.
 pub(crate) fn of_state(error: &StateError) -> Status {
     tracing::error!(%error, "the state database failed");
-    Status::unavailable(error.to_string())
+    retry_after(Code::Unavailable, error.to_string(), RETRY)
 }
 
 impl From<InstanceError> for Status {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use distbuild_coordinator::{Archive, Config, Coordinator, Limits};
+use distbuild_coordinator::{Archive, Config, Coordinator, Limits, WritableInstances};
 use distbuild_proto::wire::build_event::Body as Event;
 use distbuild_proto::wire::build_request::Body as Ask;
 use distbuild_proto::wire::builds_client::BuildsClient;
@@ -48,7 +48,13 @@ impl Farm {
         let directory = tempfile::tempdir().unwrap();
         let address = Address::Unix(directory.path().join("grpc.sock"));
         let state = directory.path().join("state");
-        let config = Config { listen: address.clone(), state, exclusive: true, limits };
+        let config = Config {
+            listen: address.clone(),
+            state,
+            exclusive: true,
+            writable_instances: WritableInstances::default(),
+            limits,
+        };
         let coordinator = Coordinator::start(config).await.unwrap();
         Self { coordinator: Some(coordinator), address, directory }
     }
@@ -60,7 +66,13 @@ impl Farm {
         }
         let state = self.directory.path().join("state");
         let limits = Limits::default();
-        let config = Config { listen: self.address.clone(), state, exclusive: true, limits };
+        let config = Config {
+            listen: self.address.clone(),
+            state,
+            exclusive: true,
+            writable_instances: WritableInstances::default(),
+            limits,
+        };
         self.coordinator = Some(Coordinator::start(config).await.unwrap());
     }
 
