@@ -10,6 +10,7 @@ use distbuild_proto::wire;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
+use crate::state::explained;
 use crate::state::{OpenError, SCHEMA_VERSION, StateError, finished_build, named_result, version};
 
 /// How long a call waits for a checkpoint of who writes.
@@ -80,6 +81,18 @@ impl Archive {
         Ok(statement.query_row([build_id], finished_build).optional()?)
     }
 
+    /// How it was decided whether a job ran in a build; in the newest that had it if `build_id` is empty.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn explanation(
+        &self,
+        job: &str,
+        build_id: &str,
+    ) -> Result<Option<wire::Explanation>, StateError> {
+        Ok(explained::find(&self.connection.lock(), job, build_id)?)
+    }
+
     /// The ids of the builds, newest first.
     ///
     /// # Errors
@@ -115,6 +128,7 @@ mod tests {
     use distbuild_proto::DigestFunction;
 
     use super::*;
+    use crate::state::explained;
     use crate::state::{JobLink, Recorded, State};
 
     fn link(key: u8) -> JobLink {

@@ -8,6 +8,7 @@
 //! a rebuild, since a result is only a claim that is checked before it is used.
 
 mod api_results;
+pub(crate) mod explained;
 mod records;
 
 use std::path::{Path, PathBuf};
@@ -197,31 +198,47 @@ impl State {
         links: Vec<JobLink>,
         now_ms: u64,
     ) -> Result<(), StateError> {
-        self.record_all(recorded.into_iter().collect(), links, now_ms).await
+        self.record_all(recorded.into_iter().collect(), links, Vec::new(), now_ms).await
     }
 
-    /// Records results, and the jobs that they or earlier ones answer: all of them or none.
+    /// Records results, the jobs that they or earlier ones answer, and what their commands looked at: all
+    /// of it or nothing. Of a result that takes the place of another run's, no earlier record is left.
     pub(crate) async fn record_all(
         &self,
         recorded: Vec<Recorded>,
         links: Vec<JobLink>,
+        looked: Vec<Looked>,
         now_ms: u64,
     ) -> Result<(), StateError> {
         self.call(move |connection| {
-            for recorded in &recorded {
-                record_result(connection, recorded, now_ms)?;
-            }
-            for link in &links {
-                record_link(connection, link, now_ms)?;
-            }
-            Ok(())
+            atomically(connection, || {
+                for recorded in &recorded {
+                    record_result(connection, recorded, now_ms)?;
+                    records::forget(connection, &recorded.action_key)?;
+                }
+                for link in &links {
+                    record_link(connection, link, now_ms)?;
+                }
+                looked.iter().try_for_each(|looked| records::add(connection, looked))
+            })
         })
         .await
     }
 
-    /// Remembers what a run looked at.
-    pub(crate) async fn remember(&self, looked: Looked) -> Result<(), StateError> {
-        self.call(move |connection| records::add(connection, &looked)).await
+    /// What the runs of these actions looked at, encoded; those of which nothing is known are left out.
+    pub(crate) async fn records_of(
+        &self,
+        actions: Vec<[u8; 32]>,
+    ) -> Result<Vec<([u8; 32], Vec<u8>)>, StateError> {
+        self.call(move |connection| {
+            let mut found = Vec::new();
+            for action in actions {
+                let record = records::of_action(connection, &action)?;
+                found.extend(record.map(|record| (action, record)));
+            }
+            Ok(found)
+        })
+        .await
     }
 
     /// The newest access record of each command, encoded.
@@ -247,6 +264,23 @@ impl State {
                 .collect()
         })
         .await
+    }
+
+    /// Writes down how it was decided whether jobs run.
+    pub(crate) async fn explain(
+        &self,
+        explanations: Vec<wire::Explanation>,
+    ) -> Result<(), StateError> {
+        self.call(move |connection| explained::add(connection, &explanations)).await
+    }
+
+    /// How it was decided whether a job ran in a build, or in the newest that had it.
+    pub(crate) async fn explanation(
+        &self,
+        job: String,
+        build_id: String,
+    ) -> Result<Option<wire::Explanation>, StateError> {
+        self.call(move |connection| explained::find(connection, &job, &build_id)).await
     }
 
     /// Remembers a pool: the properties of a worker, `key=value` a line.
@@ -360,6 +394,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     connection.execute_batch(SCHEMA)?;
     connection.execute_batch(records::SCHEMA)?;
     connection.execute_batch(api_results::SCHEMA)?;
+    connection.execute_batch(explained::SCHEMA)?;
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(connection)
 }
@@ -393,6 +428,21 @@ fn serve(connection: &Connection, requests: &mpsc::Receiver<Request>) {
             reply(committed);
         }
     }
+}
+
+/// Writes that are all in the transaction or none, whatever else is in it.
+fn atomically(
+    connection: &Connection,
+    work: impl FnOnce() -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let run = |sql| connection.prepare_cached(sql)?.execute([]);
+    run("SAVEPOINT request")?;
+    let done = work();
+    if done.is_err() {
+        run("ROLLBACK TO request")?;
+    }
+    run("RELEASE request")?;
+    done
 }
 
 fn decode<M: Message + Default>(bytes: &[u8]) -> rusqlite::Result<M> {
@@ -591,6 +641,28 @@ mod tests {
         assert!(jobs[1].is_none() && jobs[2].is_none());
         assert!(state.actions(vec![[1; 32]]).await.unwrap()[0].is_some());
         assert_eq!(state.result(vec![1; 20]).await.unwrap().unwrap().name, "job 1");
+    }
+
+    #[tokio::test]
+    async fn a_result_and_what_its_run_looked_at_take_the_place_of_another_runs_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("state.db")).unwrap();
+        let looked = |record: &'static [u8]| Looked {
+            command: [9; 32],
+            action: [1; 32],
+            input_root: DigestFunction::Blake3.digest(b""),
+            declared_id: None,
+            complete: true,
+            record: Bytes::from_static(record),
+        };
+        let record = |looked| state.record_all(vec![recorded(1, "a")], vec![], looked, 5);
+        record(vec![looked(b"first")]).await.unwrap();
+        record(vec![looked(b"second")]).await.unwrap();
+        assert_eq!(state.records_of(vec![[1; 32]]).await.unwrap(), [([1; 32], b"second".to_vec())]);
+        record(vec![]).await.unwrap();
+        assert!(state.records_of(vec![[1; 32]]).await.unwrap().is_empty());
+        let candidates = state.candidates(vec![([9; 32], None)]).await.unwrap();
+        assert!(candidates[0].is_empty(), "that run is nobody's result any more");
     }
 
     #[tokio::test]

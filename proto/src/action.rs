@@ -14,6 +14,10 @@ use crate::path::{Name, PathError, RelPath};
 use crate::tree::{Directory, DirectoryNode, TreeError};
 use crate::wire;
 
+/// In the input root of a native job: its source tree.
+pub const SOURCE_NAME: &str = "src";
+/// In the input root of a native job: the outputs of its dependencies, by position.
+pub const DEP_NAME: &str = "dep";
 /// Where the steps of a [`Layout::Root`] action see their input root.
 pub const ROOT_DIR: &str = "/distbuild/root";
 
@@ -460,7 +464,7 @@ pub fn input_root(
     let numbered: Result<_, _> =
         numbered.map(|(position, digest)| node(&position.to_string(), *digest)).collect();
     let dep = store(Directory::new(Vec::new(), numbered?, Vec::new())?);
-    let children = vec![node("dep", dep)?, node("src", src)?];
+    let children = vec![node(DEP_NAME, dep)?, node(SOURCE_NAME, src)?];
     let root = store(Directory::new(Vec::new(), children, Vec::new())?);
     Ok((root, blobs))
 }

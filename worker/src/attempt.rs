@@ -59,6 +59,8 @@ pub(crate) struct Assignment {
     pub(crate) action: Action,
     pub(crate) function: DigestFunction,
     pub(crate) builds: Vec<String>,
+    /// Whether what its commands look at is to be told.
+    pub(crate) recorded: bool,
 }
 
 /// An attempt on its way to its commands.
@@ -359,8 +361,8 @@ impl Assignment {
         let function = DigestFunction::from_number(assign.digest_function)?;
         let action = assign.action.ok_or(Trouble::Malformed("no action".to_owned()))?;
         let action = Action::from_wire(action)?;
-        let (attempt, builds) = (assign.attempt, assign.build_ids);
-        Ok(Self { attempt, action, function, builds })
+        let (attempt, builds, recorded) = (assign.attempt, assign.build_ids, !assign.unrecorded);
+        Ok(Self { attempt, action, function, builds, recorded })
     }
 }
 

@@ -194,7 +194,7 @@ pub(crate) fn report(
     };
     let opened = record.as_ref().map(|record| opened_sources(record, layout)).unwrap_or_default();
     let files_opened = record.as_ref().map_or(0, |record| record.looked_up_files().count());
-    let access_record = record.as_ref().map(AccessRecord::encode);
+    let access_record = record.as_ref().filter(|_| assignment.recorded).map(AccessRecord::encode);
     Ok(wire::AttemptEnded {
         attempt: assignment.attempt,
         end: verdict.end.into(),

@@ -23,6 +23,7 @@ pub(crate) struct Terms {
     pub(crate) digest_function: DigestFunction,
     pub(crate) keep_going: bool,
     pub(crate) no_cache: bool,
+    pub(crate) observed_inputs: bool,
     pub(crate) title: String,
 }
 
@@ -86,6 +87,7 @@ fn header(terms: &Terms, plan: &Plan) -> wire::BuildHeader {
         priority_class: PRIORITY_CLASS,
         salt: plan.graph().salt().to_owned(),
         title: terms.title.clone(),
+        without_observed_inputs: !terms.observed_inputs,
     }
 }
 

@@ -10,6 +10,7 @@ use distbuild_sched as sched;
 use distbuild_sched::{AttemptId, JobRef};
 
 use super::builds::{Build, number, output_root};
+use super::prefetch::fitted;
 use super::{Core, Message};
 use crate::event_log::unix_ms;
 use crate::locator::Session as SessionId;
@@ -35,6 +36,7 @@ pub(super) struct Records {
     attempts: Vec<AttemptId>,
     results: Vec<Recorded>,
     links: Vec<JobLink>,
+    looked: Vec<Looked>,
 }
 
 /// How an attempt ended, for the effects that name it.
@@ -93,6 +95,7 @@ impl Core {
             deps,
             digest_function: build.function as i32,
             build_ids: vec![build.public_id.clone()],
+            unrecorded: !build.is_observed(job),
         };
         let queued_ms = now_ms.saturating_sub(build.job(job).queued_ms);
         build.events.append(Body::AttemptStarted(wire::AttemptStarted {
@@ -110,7 +113,7 @@ impl Core {
             report: None,
             cancelled: false,
         };
-        if build.has_inputs(job) {
+        if build.is_observed(job) {
             self.unforeseen.push((id, *prepared.action.command_key().as_bytes()));
         }
         self.attempts.insert(id, attempt);
@@ -253,35 +256,39 @@ impl Core {
             result,
             holders: vec![session.store_name.clone()],
         };
-        if build.has_inputs(job) && !report.access_record.is_empty() {
-            self.remember(Looked {
-                command: *prepared.action.command_key().as_bytes(),
-                action: prepared.key,
-                input_root: prepared.action.input_root,
-                declared_id: prepared.action.declared_id.map(|id| *id.as_bytes()),
-                complete: false,
-                record: report.access_record.clone(),
-            });
-        }
+        let is_looked = build.is_observed(job) && !report.access_record.is_empty();
+        let looked = is_looked.then(|| Looked {
+            command: *prepared.action.command_key().as_bytes(),
+            action: prepared.key,
+            input_root: prepared.action.input_root,
+            declared_id: prepared.action.declared_id.map(|id| *id.as_bytes()),
+            complete: false,
+            record: report.access_record.clone(),
+        });
         if !build.work.is_cacheable(index) {
+            if let Some(looked) = looked {
+                self.remember(looked);
+            }
             return false;
         }
         let link = self.job_link(job, prepared.key, prepared.action.input_root);
         self.records.attempts.push(id);
         self.records.results.push(recorded);
         self.records.links.extend(link);
+        self.records.looked.extend(looked);
         true
     }
 
     /// Sends the results that one round has gathered to the database.
     pub(super) fn send_records(&mut self) {
-        let Records { attempts, results, links } = std::mem::take(&mut self.records);
+        let Records { attempts, results, links, looked } = std::mem::take(&mut self.records);
         if attempts.is_empty() {
             return;
         }
         let state = self.shared.state.clone();
         self.spawn_message(async move {
-            let written = state.record_all(results, links, unix_ms()).await;
+            let looked = fitted(looked).await;
+            let written = state.record_all(results, links, looked, unix_ms()).await;
             Message::Recorded { attempts, error: written.err().map(|error| error.to_string()) }
         });
     }

@@ -135,6 +135,8 @@ pub(super) struct JobRecord {
     /// Its result: from the cache, or of the attempt that ended it.
     pub(super) result: Option<Arc<wire::JobResult>>,
     pub(super) output_root: Option<Digest>,
+    /// The result is that of another action's run, of which all holds that it looked at.
+    pub(super) stood: bool,
     /// Lowered, while it waits or runs.
     pub(super) prepared: Option<Arc<Prepared>>,
     pub(super) queued_ms: u64,
@@ -159,6 +161,11 @@ impl Build {
     /// Whether a job's commands have anything to look at.
     pub(super) fn has_inputs(&self, job: JobRef) -> bool {
         self.work.has_inputs(job.index as usize)
+    }
+
+    /// Whether what a job's commands look at is recorded, and compared with earlier runs.
+    pub(super) fn is_observed(&self, job: JobRef) -> bool {
+        self.has_inputs(job) && !self.header.without_observed_inputs
     }
 
     pub(super) fn job(&self, job: JobRef) -> &JobRecord {

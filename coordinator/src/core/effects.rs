@@ -35,6 +35,7 @@ impl Core {
         self.send_lookups();
         self.send_predictions();
         self.send_records();
+        self.send_explanations();
         self.scheduler.has_effects() || !self.unhurried.is_empty()
     }
 
@@ -92,6 +93,7 @@ impl Core {
         if look {
             self.lookups.push((job, key));
         } else {
+            self.explain(job, wire::Decision::NotLookedUp, Default::default());
             self.answer_miss(job);
         }
     }
@@ -114,8 +116,15 @@ impl Core {
         self.scheduler.handle(self.now(), sched::Event::LookedUp { job, answer });
     }
 
-    /// The job has run before and its outputs are whole.
-    pub(super) fn answer_hit(&mut self, job: JobRef, cached: CachedResult, holders: Vec<StoreId>) {
+    /// The job has run before and its outputs are whole. `stood`: the run was that of another action, of which
+    /// all holds that it looked at.
+    pub(super) fn answer_hit(
+        &mut self,
+        job: JobRef,
+        cached: CachedResult,
+        holders: Vec<StoreId>,
+        stood: bool,
+    ) {
         let Some(build) = self.builds.get_mut(&job.build) else {
             return;
         };
@@ -123,14 +132,13 @@ impl Core {
         let root = output_root(&cached.result);
         let record = build.job_mut(job);
         record.output_root = root;
+        record.stood = stood;
         record.result = Some(Arc::new(cached.result.clone()));
         self.rely_on(root, job);
         if let Some(prepared) = prepared
             && let Some(link) = self.job_link(job, prepared.key, prepared.action.input_root)
         {
-            // An earlier run of another action stands for this one: a copy, since that action may be run
-            // again with another result.
-            let stood = cached.result.action_key[..] != prepared.key[..];
+            // A copy, since that action may be run again with another result.
             let copy = stood.then(|| Recorded {
                 action_key: prepared.key,
                 result: cached.result,
@@ -167,6 +175,9 @@ impl Core {
             Outcome::Skipped { .. } | Outcome::Cancelled | Outcome::NoWorker { .. }
         );
         let result = record.result.as_deref().filter(|_| shows_result).cloned();
+        let stood = record.stood && matches!(outcome, Outcome::Succeeded { how: How::CutOff });
+        let stood_on = result.as_ref().filter(|_| stood);
+        let stood_action_key = stood_on.map(|result| result.action_key.clone()).unwrap_or_default();
         let is_requested = build.header.wants_outputs && build.requested[job.index as usize];
         let output_directories = attempt_of(outcome)
             .filter(|_| is_requested)
@@ -187,6 +198,7 @@ impl Core {
             dependency,
             joined: matches!(outcome, Outcome::Succeeded { how: How::Joined { .. } }),
             output_directories,
+            stood_action_key,
         }));
         let undelivered = !build.header.wants_outputs && build.requested[job.index as usize];
         if undelivered && matches!(outcome, Outcome::Succeeded { .. }) {

@@ -6,13 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use distbuild_proto::wire::to_worker;
+use distbuild_proto::wire::{Decision, to_worker};
 use distbuild_proto::{Digest, wire};
 use distbuild_sched as sched;
 use distbuild_sched::{JobRef, StoreId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::explain::Explained;
+use super::observed::Observed;
 use super::{Core, Message};
 use crate::locator::Session as SessionId;
 use crate::state::CachedResult;
@@ -58,8 +60,25 @@ impl Claim {
 pub(super) enum CheckReply {
     /// To a submission that waits.
     Submission(oneshot::Sender<Vec<Option<Vec<StoreId>>>>),
-    /// To the core itself: these jobs had a hit by action.
-    Jobs(Vec<(JobRef, CachedResult)>),
+    /// To the core itself: results that may stand for these jobs.
+    Jobs(Vec<Hit>),
+}
+
+/// A result that the cache names for a job.
+#[derive(Debug)]
+pub(crate) struct Hit {
+    pub(super) job: JobRef,
+    pub(super) cached: CachedResult,
+    pub(super) by: FoundBy,
+}
+
+/// How a result was found.
+#[derive(Debug)]
+pub(crate) enum FoundBy {
+    /// By the action's key.
+    Action,
+    /// Nothing has changed of what the last of these runs looked at; of the others something has.
+    Observed(Vec<wire::ComparedRun>),
 }
 
 /// Checks under way.
@@ -192,14 +211,7 @@ impl Core {
             CheckReply::Submission(reply) => {
                 let _ = reply.send(check.found);
             }
-            CheckReply::Jobs(jobs) => {
-                let hits = jobs
-                    .into_iter()
-                    .zip(check.found)
-                    .map(|((job, cached), stores)| (job, cached, stores))
-                    .collect();
-                self.checked(hits);
-            }
+            CheckReply::Jobs(jobs) => self.checked(jobs.into_iter().zip(check.found)),
         }
     }
 
@@ -226,10 +238,13 @@ impl Core {
         let (mut hits, mut questions) = (Vec::new(), Vec::new());
         for (job, cached) in answers {
             match cached {
-                Some(cached) => hits.push((job, cached)),
+                Some(cached) => hits.push(Hit { job, cached, by: FoundBy::Action }),
                 None => match self.question(job) {
                     Some(question) => questions.push(question),
-                    None => self.answer_miss(job),
+                    None => {
+                        self.explain(job, Decision::NotCompared, Default::default());
+                        self.answer_miss(job);
+                    }
                 },
             }
         }
@@ -240,37 +255,51 @@ impl Core {
     }
 
     /// What commands looked at was compared: misses run, hits are checked first.
-    pub(super) fn observed(&mut self, answers: Vec<(JobRef, Option<CachedResult>)>) {
+    pub(super) fn observed(&mut self, answers: Vec<Observed>) {
         let mut hits = Vec::new();
-        for (job, cached) in answers {
+        for Observed { job, compared, cached } in answers {
             match cached {
-                Some(cached) => hits.push((job, cached)),
-                None => self.answer_miss(job),
+                Some(cached) => hits.push(Hit { job, cached, by: FoundBy::Observed(compared) }),
+                None => {
+                    let why = Explained { compared, ..Default::default() };
+                    self.explain(job, Decision::NotFound, why);
+                    self.answer_miss(job);
+                }
             }
         }
         self.check_hits(hits);
     }
 
-    fn check_hits(&mut self, hits: Vec<(JobRef, CachedResult)>) {
-        let mut by_build: BTreeMap<sched::BuildId, Vec<(JobRef, CachedResult)>> = BTreeMap::new();
-        for (job, cached) in hits {
-            by_build.entry(job.build).or_default().push((job, cached));
+    fn check_hits(&mut self, hits: Vec<Hit>) {
+        let mut by_build: BTreeMap<sched::BuildId, Vec<Hit>> = BTreeMap::new();
+        for hit in hits {
+            by_build.entry(hit.job.build).or_default().push(hit);
         }
         for (build, hits) in by_build {
             let Some(build) = self.builds.get(&build) else {
                 continue;
             };
             let build_id = build.public_id.clone();
-            let claims = hits.iter().map(|(_, cached)| Claim::of(cached)).collect();
+            let claims = hits.iter().map(|hit| Claim::of(&hit.cached)).collect();
             self.check_claims(&build_id, claims, CheckReply::Jobs(hits));
         }
     }
 
     /// The workers have answered about hits by action or by what was looked at.
-    fn checked(&mut self, hits: Vec<(JobRef, CachedResult, Option<Vec<StoreId>>)>) {
-        for (job, cached, stores) in hits {
+    fn checked(&mut self, hits: impl Iterator<Item = (Hit, Option<Vec<StoreId>>)>) {
+        for (Hit { job, cached, by }, stores) in hits {
+            let result = Some(cached.result.clone());
+            let outputs_were_lost = stores.is_none();
+            let (decision, compared) = match by {
+                FoundBy::Action => (Decision::FoundByAction, Vec::new()),
+                FoundBy::Observed(compared) => (Decision::FoundByObservedInputs, compared),
+            };
+            self.explain(job, decision, Explained { result, compared, outputs_were_lost });
             match stores {
-                Some(holders) => self.answer_hit(job, cached, holders),
+                Some(holders) => {
+                    let stood = decision == Decision::FoundByObservedInputs;
+                    self.answer_hit(job, cached, holders, stood);
+                }
                 None => self.answer_miss(job),
             }
         }

@@ -8,6 +8,7 @@ mod attempts;
 mod builds;
 mod effects;
 mod executions;
+mod explain;
 mod locate;
 mod lookups;
 mod observed;
@@ -90,8 +91,8 @@ pub(crate) enum Message {
     MayLend { request: wire::LendRequest, reply: oneshot::Sender<bool> },
     /// The answer of the database to a batch of look-ups by action.
     LookedUp { answers: Vec<(JobRef, Option<CachedResult>)> },
-    /// For jobs that neither key finds: results of runs that looked at nothing that has changed.
-    Observed { answers: Vec<(JobRef, Option<CachedResult>)> },
+    /// For jobs that neither key finds: the runs that were compared, and the one that stands for it.
+    Observed { answers: Vec<observed::Observed> },
     /// What attempts will read, as far as it is known.
     Foreseen { predictions: Vec<Foreseen> },
     /// Successful attempts are recorded, or could not be.
@@ -177,6 +178,8 @@ struct Core {
     unforeseen: Vec<(AttemptId, [u8; 32])>,
     /// Successful attempts to be recorded, gathered in one round.
     records: attempts::Records,
+    /// How it was decided what runs, gathered in one round.
+    explanations: Vec<wire::Explanation>,
     /// Effects that nothing waits for: others are performed before them.
     unhurried: VecDeque<sched::Effect>,
     /// Builds that have ended and are being forgotten.
@@ -233,6 +236,7 @@ impl Core {
             lookups: Vec::new(),
             unforeseen: Vec::new(),
             records: attempts::Records::default(),
+            explanations: Vec::new(),
             unhurried: VecDeque::new(),
             forgotten: VecDeque::new(),
             look_at_drained: false,

@@ -7,12 +7,12 @@
 //! the build has opened. Until an attempt has ended nobody knows, so what is on its way at once begins small
 //! and grows by what turned out to be needed.
 
-use distbuild_proto::observed::RecordError;
 use distbuild_proto::wire::to_worker;
 use distbuild_proto::{AccessRecord, Prediction, wire};
 use distbuild_sched::AttemptId;
 
 use super::{Core, Message};
+use crate::event_log::unix_ms;
 use crate::state::Looked;
 
 /// The client sends ahead while no more than one byte in so many of those opened was sent in vain: 5 %.
@@ -21,6 +21,8 @@ const WASTE_SHARE: u64 = 20;
 const FIRST_BYTES: u64 = 4 << 20;
 /// Longest record that is kept whole; of a longer one, as much as serves to foresee.
 const MAX_RECORD_BYTES: usize = 256 << 10;
+/// Records of so many bytes together are checked where they are; it takes less than handing them over.
+const FITTED_AT_ONCE_BYTES: usize = 8 << 10;
 
 /// What is foreseen for an attempt.
 pub(crate) struct Foreseen {
@@ -99,31 +101,39 @@ impl Core {
         }
     }
 
-    /// Remembers what a successful attempt looked at, in the background.
-    pub(super) fn remember(&self, mut looked: Looked) {
+    /// Remembers what a run without a result of its own looked at, in the background.
+    pub(super) fn remember(&self, looked: Looked) {
         let state = self.shared.state.clone();
         tokio::spawn(async move {
-            let fitted = tokio::task::spawn_blocking(move || -> Result<Looked, RecordError> {
-                let record = AccessRecord::decode(&looked.record)?;
-                looked.complete = record.is_complete();
-                if looked.record.len() > MAX_RECORD_BYTES {
-                    looked.complete = false;
-                    looked.record = record.shortened(MAX_RECORD_BYTES).encode();
-                }
-                Ok(looked)
-            });
-            let looked = match fitted.await {
-                Ok(Ok(looked)) => looked,
-                Ok(Err(error)) => {
-                    return tracing::warn!(%error, "a worker sent no usable access record");
-                }
-                Err(_) => return,
-            };
-            if let Err(error) = state.remember(looked).await {
+            let looked = fitted(vec![looked]).await;
+            let written = state.record_all(Vec::new(), Vec::new(), looked, unix_ms()).await;
+            if let Err(error) = written {
                 tracing::warn!(%error, "failed to remember an access record");
             }
         });
     }
+}
+
+/// Records as they are kept: checked, and cut if they are long. One that cannot be read is left out.
+pub(super) async fn fitted(looked: Vec<Looked>) -> Vec<Looked> {
+    let bytes: usize = looked.iter().map(|looked| looked.record.len()).sum();
+    let fit_all = || looked.into_iter().filter_map(fit).collect();
+    match bytes <= FITTED_AT_ONCE_BYTES {
+        true => fit_all(),
+        false => tokio::task::spawn_blocking(fit_all).await.unwrap_or_default(),
+    }
+}
+
+fn fit(mut looked: Looked) -> Option<Looked> {
+    let record = AccessRecord::decode(&looked.record)
+        .inspect_err(|error| tracing::warn!(%error, "a worker sent no usable access record"))
+        .ok()?;
+    looked.complete = record.is_complete();
+    if looked.record.len() > MAX_RECORD_BYTES {
+        looked.complete = false;
+        looked.record = record.shortened(MAX_RECORD_BYTES).encode();
+    }
+    Some(looked)
 }
 
 /// A record that cannot be read foresees nothing.

@@ -2,10 +2,11 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
 use distbuild_proto::wire;
 use distbuild_proto::wire::build_request::Body;
 use distbuild_proto::wire::builds_server::Builds;
-use futures::Stream;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,6 +24,9 @@ pub(crate) struct BuildsService {
     pub(crate) core: Handle,
     pub(crate) shared: Shared,
 }
+
+/// Access records that are read at once for one listing.
+const RECORDS_AT_ONCE: usize = 64;
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -46,6 +50,7 @@ impl Drop for Abandon {
 #[tonic::async_trait]
 impl Builds for BuildsService {
     type BuildStream = BoxStream<wire::BuildEvents>;
+    type ListAccessRecordsStream = BoxStream<wire::RunRecord>;
 
     async fn build(
         &self,
@@ -148,6 +153,44 @@ impl Builds for BuildsService {
         let builds = self.shared.state.builds(rows(request.into_inner().limit)).await;
         let builds = builds.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(wire::ListBuildsResponse { builds }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<wire::ExplainRequest>,
+    ) -> Result<Response<wire::Explanation>, Status> {
+        let wire::ExplainRequest { job, build_id } = request.into_inner();
+        let text = match build_id.as_str() {
+            "" => format!("no build that is remembered had a job {job:?}"),
+            _ => format!("nothing is known of a job {job:?} in build {build_id:?}"),
+        };
+        let found = self.shared.state.explanation(job, build_id).await;
+        let found = found.map_err(|error| Status::internal(error.to_string()))?;
+        found.map(Response::new).ok_or_else(|| Status::not_found(text))
+    }
+
+    async fn list_access_records(
+        &self,
+        request: Request<wire::ListAccessRecordsRequest>,
+    ) -> Result<Response<Self::ListAccessRecordsStream>, Status> {
+        let keys = request.into_inner().action_keys;
+        let keys: Result<Vec<[u8; 32]>, _> = keys.iter().map(|key| key[..].try_into()).collect();
+        let keys = keys.map_err(|_| Status::invalid_argument("an action key has 32 bytes"))?;
+        let state = self.shared.state.clone();
+        let batches: Vec<_> = keys.chunks(RECORDS_AT_ONCE).map(<[_]>::to_vec).collect();
+        let records = futures::stream::iter(batches).then(move |keys| {
+            let state = state.clone();
+            async move {
+                let found = state.records_of(keys).await;
+                let found = found.map_err(|error| Status::internal(error.to_string()))?;
+                let message = |(key, record): ([u8; 32], Vec<u8>)| {
+                    let action_key = Bytes::copy_from_slice(&key);
+                    Ok(wire::RunRecord { action_key, record: record.into() })
+                };
+                Ok::<_, Status>(futures::stream::iter(found.into_iter().map(message)))
+            }
+        });
+        Ok(Response::new(Box::pin(records.try_flatten())))
     }
 }
 

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS access_record (
     record BLOB NOT NULL           -- AccessRecord
 );
 CREATE INDEX IF NOT EXISTS access_by_command ON access_record (command);
+CREATE INDEX IF NOT EXISTS access_by_action ON access_record (action);
 CREATE TABLE IF NOT EXISTS access_total (bytes INTEGER NOT NULL);
 INSERT INTO access_total SELECT 0 WHERE NOT EXISTS (SELECT * FROM access_total);
 ";
@@ -99,6 +100,31 @@ fn delete(
     let mut statement = connection.prepare_cached(sql)?;
     let freed = statement.query_map(params, |row| row.get::<_, i64>(0))?;
     freed.sum()
+}
+
+/// Forgets what a run looked at: its result is that of another run from now on.
+pub(super) fn forget(connection: &Connection, action: &[u8; 32]) -> rusqlite::Result<()> {
+    let runs = "DELETE FROM access_record WHERE action = ?1 RETURNING length(record)";
+    let freed = delete(connection, runs, params![&action[..]])?;
+    if freed > 0 {
+        connection
+            .prepare_cached("UPDATE access_total SET bytes = bytes - ?1")?
+            .execute([freed])?;
+    }
+    Ok(())
+}
+
+/// What the run of an action looked at, encoded.
+pub(super) fn of_action(
+    connection: &Connection,
+    action: &[u8; 32],
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    connection
+        .prepare_cached(
+            "SELECT record FROM access_record WHERE action = ?1 ORDER BY number DESC LIMIT 1",
+        )?
+        .query_row([&action[..]], |row| row.get(0))
+        .optional()
 }
 
 /// The newest record of a command, encoded.
@@ -178,6 +204,18 @@ mod tests {
         assert_eq!(newest(&connection, &[1; 32]).unwrap().unwrap(), b"again");
         assert_eq!(count(&connection, "count(*)"), 3, "an equal run replaces its record");
         assert_eq!(newest(&connection, &[9; 32]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_run_that_was_forgotten_stands_for_nothing_and_takes_no_room() {
+        let connection = database();
+        add(&connection, &looked(1, 1, b"first")).unwrap();
+        add(&connection, &looked(2, 2, b"other")).unwrap();
+        assert_eq!(of_action(&connection, &[1; 32]).unwrap().unwrap(), b"first");
+        forget(&connection, &[1; 32]).unwrap();
+        assert!(of_action(&connection, &[1; 32]).unwrap().is_none());
+        assert!(candidates(&connection, &[1; 32], None).unwrap().is_empty());
+        assert_eq!(count(&connection, "max(bytes)"), 5);
     }
 
     #[test]

@@ -55,22 +55,27 @@ pub enum Change {
     Below,
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Appeared => "exists now",
+            Self::Vanished => "is gone",
+            Self::Kind => "is another kind of file",
+            Self::Contents => "has other contents",
+            Self::Executable => "has another executable bit",
+            Self::Target => "points elsewhere",
+            Self::Listing => "was listed and holds other names",
+            Self::Below => "holds something that changed",
+        })
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, change } = self;
-        let what = match change {
-            Change::Appeared => "exists now",
-            Change::Vanished => "is gone",
-            Change::Kind => "is another kind of file",
-            Change::Contents => "has other contents",
-            Change::Executable => "has another executable bit",
-            Change::Target => "points elsewhere",
-            Change::Listing => "was listed and holds other names",
-            Change::Below => "holds something that changed",
-        };
         match path.is_root() {
-            true => write!(f, "the root {what}"),
-            false => write!(f, "{path} {what}"),
+            true => write!(f, "the root {change}"),
+            false => write!(f, "{path} {change}"),
         }
     }
 }

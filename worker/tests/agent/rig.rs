@@ -85,6 +85,7 @@ impl<'a> Job<'a> {
             deps: self.deps,
             digest_function: DigestFunction::Blake3 as i32,
             build_ids: vec!["build".to_owned()],
+            unrecorded: false,
         })
     }
 }

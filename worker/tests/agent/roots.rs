@@ -134,6 +134,7 @@ impl<'a> RootJob<'a> {
             deps: vec![],
             digest_function: DigestFunction::Blake3 as i32,
             build_ids: vec!["build".to_owned()],
+            unrecorded: false,
         })
     }
 }
