@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Status(LookArgs),
     /// Show the workers that are connected to a coordinator.
     Workers(LookArgs),
+    Explain(ExplainArgs),
     Cancel(CancelArgs),
     Completion(CompletionArgs),
 }
@@ -96,6 +97,21 @@ pub(crate) struct BuildArgs {
     /// Write one JSON object a line here as things happen
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
+
+    /// Write one JSON object here about what jobs declared and never looked at
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+
+    /// Record what commands look at, and reuse results as long as nothing of it has changed; off: results are
+    /// found by their declared inputs alone
+    #[arg(
+        long,
+        value_name = "on|off",
+        value_enum,
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub(crate) observed_inputs: Switch,
 
     /// Cache directory [default: distbuild below $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, value_name = "DIR")]
@@ -219,6 +235,34 @@ pub(crate) struct LookArgs {
     /// The coordinator to ask
     #[arg(long, value_name = "URL")]
     pub(crate) coordinator: Option<Address>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) plaintext: PlaintextArgs,
+}
+
+/// Tell why a job ran, or what stood for it.
+///
+/// Names, for each earlier run of the same command, the first thing that it looked at and that is not as it was.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Name or id of the job
+    pub(crate) job: String,
+
+    /// The build in question [default: the newest that had the job]
+    #[arg(long, value_name = "ID")]
+    pub(crate) build: Option<String>,
+
+    /// The coordinator to ask [default: what embedded builds left in the cache directory]
+    #[arg(long, value_name = "URL")]
+    pub(crate) coordinator: Option<Address>,
+
+    /// Cache directory of embedded builds [default: distbuild below $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, value_name = "DIR", conflicts_with = "coordinator")]
+    pub(crate) state: Option<PathBuf>,
 
     /// Print JSON
     #[arg(long)]

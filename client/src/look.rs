@@ -91,7 +91,7 @@ pub(crate) async fn cancel(args: CancelArgs) -> Result<Exit, Failure> {
     }
 }
 
-async fn client(
+pub(crate) async fn client(
     address: Option<Address>,
     plaintext: &PlaintextArgs,
 ) -> Result<BuildsClient<Channel>, Failure> {

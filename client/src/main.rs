@@ -12,6 +12,7 @@ mod config;
 mod daemons;
 mod embedded;
 mod exit;
+mod explain;
 mod http;
 mod interrupt;
 mod look;
@@ -96,6 +97,7 @@ fn run_async(command: Command) -> Result<Exit, Failure> {
             Command::Mount(args) => mount::run(args, interrupt()?).await,
             Command::Status(args) => look::status(args).await,
             Command::Workers(args) => look::workers(args).await,
+            Command::Explain(args) => explain::run(args).await,
             Command::Cancel(args) => look::cancel(args).await,
             Command::Check(_) | Command::Completion(_) => Ok(Exit::DONE),
         }

@@ -21,6 +21,8 @@ pub(crate) struct Places {
     pub(crate) summary: Option<PathBuf>,
     /// Where a build's events go, if anywhere.
     pub(crate) events: Option<PathBuf>,
+    /// Where it is written what jobs did not look at, if anywhere.
+    pub(crate) report: Option<PathBuf>,
 }
 
 impl Places {
@@ -39,7 +41,7 @@ impl Places {
         let source = source.map_or(Ok(beside.clone()), |source| absolute(&source))?;
         let out = out.map_or(Ok(beside.join("distbuild-out")), |out| absolute(&out))?;
         let cache = Cache::new(state)?;
-        Ok(Self { graph, source, out, cache, summary: None, events: None })
+        Ok(Self { graph, source, out, cache, summary: None, events: None, report: None })
     }
 
     /// The same places for a build that is to be written about.
@@ -50,9 +52,10 @@ impl Places {
         self,
         summary: Option<PathBuf>,
         events: Option<PathBuf>,
+        report: Option<PathBuf>,
     ) -> Result<Self, Failure> {
         let of = |path: Option<PathBuf>| path.map(|path| absolute(&path)).transpose();
-        Ok(Self { summary: of(summary)?, events: of(events)?, ..self })
+        Ok(Self { summary: of(summary)?, events: of(events)?, report: of(report)?, ..self })
     }
 
     /// Finds before a build what would keep it from being written about after it.
@@ -60,9 +63,11 @@ impl Places {
     /// # Errors
     /// A file that cannot be written to.
     pub(crate) fn check_reports(&self) -> Result<(), Failure> {
-        for (what, path, replaced) in
-            [("summary", &self.summary, true), ("events", &self.events, false)]
-        {
+        for (what, path, replaced) in [
+            ("summary", &self.summary, true),
+            ("events", &self.events, false),
+            ("report", &self.report, true),
+        ] {
             let Some(path) = path else { continue };
             check_writable(path, replaced).map_err(|error| {
                 let path = path.display();
@@ -103,7 +108,8 @@ impl Places {
     /// What can never be an input.
     pub(crate) fn excluded(&self) -> Vec<PathBuf> {
         let always = [&self.out, &self.cache.0, &self.graph];
-        always.into_iter().chain(&self.summary).chain(&self.events).cloned().collect()
+        let told = [&self.summary, &self.events, &self.report].into_iter().flatten();
+        always.into_iter().chain(told).cloned().collect()
     }
 
     /// The name of the graph file, for people.
@@ -254,19 +260,23 @@ mod tests {
         let below = |name: &str| directory.path().join(name);
         std::fs::write(below("file"), "").unwrap();
         let graph = below("graph.json");
-        let check = |summary: Option<PathBuf>, events: Option<PathBuf>| {
+        let check = |summary: Option<PathBuf>, events: Option<PathBuf>, report| {
             let places = Places::new(&graph, None, None, Some(below("cache"))).unwrap();
-            places.with_reports(summary, events).unwrap().check_reports()
+            places.with_reports(summary, events, report).unwrap().check_reports()
         };
         for bad in [below("none/report"), below("file/report"), below("")] {
             let name = bad.display().to_string();
-            for refused in [check(Some(bad.clone()), None), check(None, Some(bad.clone()))] {
+            for refused in [
+                check(Some(bad.clone()), None, None),
+                check(None, Some(bad.clone()), None),
+                check(None, None, Some(bad.clone())),
+            ] {
                 let text = refused.unwrap_err().to_string();
                 assert!(text.contains(&name), "{text}");
             }
         }
         for good in [below("new"), below("file"), "/dev/null".into()] {
-            check(Some(good.clone()), Some(good)).unwrap();
+            check(Some(good.clone()), Some(good.clone()), Some(good)).unwrap();
         }
         assert!(!below("new").exists());
     }
@@ -274,9 +284,13 @@ mod tests {
     #[test]
     fn reports_are_never_inputs() {
         let places = Places::new(Path::new("/p/graph.json"), None, None, Some("/c".into()));
-        let places = places.unwrap().with_reports(Some("/p/s".into()), Some("/p/e".into()));
+        let places = places.unwrap().with_reports(
+            Some("/p/s".into()),
+            Some("/p/e".into()),
+            Some("/p/r".into()),
+        );
         let excluded = places.unwrap().excluded();
-        for path in ["/p/distbuild-out", "/c", "/p/graph.json", "/p/s", "/p/e"] {
+        for path in ["/p/distbuild-out", "/c", "/p/graph.json", "/p/s", "/p/e", "/p/r"] {
             assert!(excluded.contains(&PathBuf::from(path)), "{path}");
         }
     }

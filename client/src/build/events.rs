@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use distbuild_proto::Digest;
+use distbuild_proto::digest::to_hex;
 use distbuild_proto::wire::build_event::Body;
 use distbuild_proto::wire::{self, BuildEvent, JobResult};
 use serde_json::{Map, Value, json};
@@ -156,6 +157,9 @@ fn job_finished(finished: &wire::JobFinished, record: &Record) -> Value {
     if succeeded(outcome) {
         fields.insert("how".to_owned(), word(outcome).into());
     }
+    if !finished.stood_action_key.is_empty() {
+        fields.insert("stood".to_owned(), to_hex(&finished.stood_action_key).into());
+    }
     if outcome == wire::Outcome::Skipped {
         fields.insert("dependency".to_owned(), record.plan().name(finished.dependency).into());
     }
@@ -169,6 +173,9 @@ fn job_result(result: &JobResult) -> Value {
     let mut fields = object(json!({
         "exit_code": result.exit_code, "signal": result.signal, "worker": result.worker,
     }));
+    if !result.action_key.is_empty() {
+        fields.insert("action".to_owned(), to_hex(&result.action_key).into());
+    }
     if let Some(failed) = result.failed_command {
         fields.insert("failed_command".to_owned(), failed.into());
     }

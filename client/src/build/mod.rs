@@ -12,6 +12,7 @@ pub(crate) mod hints;
 pub(crate) mod lend;
 pub(crate) mod plan;
 pub(crate) mod record;
+pub(crate) mod report;
 pub(crate) mod session;
 pub(crate) mod sources;
 pub(crate) mod submit;
@@ -31,7 +32,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::backend::{Backend, Where};
-use crate::cli::BuildArgs;
+use crate::cli::{BuildArgs, Switch};
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::output;
@@ -76,12 +77,16 @@ impl Options {
             }
             None => Where::Embedded,
         };
-        let places = Places::new(&args.graph, args.source, args.out, args.state)?
-            .with_reports(args.summary, args.events)?;
+        let places = Places::new(&args.graph, args.source, args.out, args.state)?.with_reports(
+            args.summary,
+            args.events,
+            args.report,
+        )?;
         let terms = Terms {
             digest_function: args.digest_function,
             keep_going: args.keep_going,
             no_cache: args.no_cache,
+            observed_inputs: args.observed_inputs == Switch::On,
             title: places.title(),
         };
         let (jobs, upload) = (args.job, args.upload);
@@ -153,7 +158,7 @@ impl Build {
             }
             (Ok(_), Err(failure)) => return self.refused(failure, 0).await,
         };
-        let stat_cache = sources.stat_cache.clone();
+        let (stat_cache, snapshot) = (sources.stat_cache.clone(), sources.clone());
         let declared = sources.snapshot.stats().declared_bytes;
         let session = tokio::select! {
             session = self.submit(sources, &backend, events) => session,
@@ -166,12 +171,33 @@ impl Build {
                 return self.refused(failure, declared).await;
             }
         };
+        let told = self.write_report(&ended.record, &snapshot, &backend).await;
         backend.end().await;
         let saved = blocking(move || Ok(stat_cache.save())).await?;
         if let Err(error) = saved {
             tracing::warn!(%error, "digests of outputs not remembered");
         }
-        self.finish(&ended, declared).await
+        self.finish(&ended, declared, told).await
+    }
+
+    /// Writes down what jobs declared and never looked at, if that was asked for.
+    async fn write_report(
+        &self,
+        record: &Record,
+        sources: &Sources,
+        backend: &Backend,
+    ) -> Result<(), Failure> {
+        let Some(path) = self.options.places.report.clone() else { return Ok(()) };
+        let builds =
+            BuildsClient::new(backend.control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let runs = report::runs(builds, record).await?;
+        let text = report::Report::new(record, sources, &runs).to_text();
+        blocking(move || {
+            text.and_then(|text| summary::write(&path, &text)).map_err(|error| {
+                Failure::infrastructure(format!("failed to write the report {path:?}: {error}"))
+            })
+        })
+        .await
     }
 
     async fn read_sources(&self) -> Result<Sources, Failure> {
@@ -275,9 +301,15 @@ impl Build {
         }
     }
 
-    async fn finish(&self, ended: &Ended, declared: u64) -> Result<Exit, Failure> {
+    async fn finish(
+        &self,
+        ended: &Ended,
+        declared: u64,
+        told: Result<(), Failure>,
+    ) -> Result<Exit, Failure> {
         let mut exit = ended.exit;
-        if let Err(unwritten) = self.write_summary(&ended.record, ended.outcome, declared).await {
+        let summary = self.write_summary(&ended.record, ended.outcome, declared).await;
+        for unwritten in [told, summary].into_iter().filter_map(Result::err) {
             exit = Exit::of_all([exit, unwritten.exit]);
             output::error(unwritten);
         }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use distbuild_proto::wire::build_event::Body;
 use distbuild_proto::wire::{self, Outcome};
 
@@ -26,6 +27,10 @@ pub(crate) struct Record {
     running: BTreeMap<(u32, u32), String>,
     /// Attempts that have ended, in the order of their ends.
     pub(crate) attempts: Vec<Attempt>,
+    /// Of jobs that have succeeded: the key of the action that was run, now or earlier.
+    pub(crate) runs: BTreeMap<u32, Bytes>,
+    /// Jobs for which the run of another action stood, of which all holds that it looked at: its key.
+    pub(crate) stood: BTreeMap<u32, Bytes>,
     /// What the coordinator counted; known at the end.
     pub(crate) bytes: wire::ByteCounts,
     /// How the coordinator says that it ended.
@@ -56,6 +61,8 @@ impl Record {
             finished: 0,
             running: BTreeMap::new(),
             attempts: Vec::new(),
+            runs: BTreeMap::new(),
+            stood: BTreeMap::new(),
             bytes: wire::ByteCounts::default(),
             ended: None,
         }
@@ -76,6 +83,14 @@ impl Record {
             Body::JobFinished(finished) => {
                 self.finished += 1;
                 self.set_outcome(finished.job, finished.outcome);
+                if let Some(result) = &finished.result
+                    && succeeded(finished.outcome())
+                {
+                    self.runs.insert(finished.job, result.action_key.clone());
+                }
+                if !finished.stood_action_key.is_empty() {
+                    self.stood.insert(finished.job, finished.stood_action_key.clone());
+                }
             }
             Body::OutputsRemade(remade) if !succeeded(remade.outcome()) => {
                 self.set_outcome(remade.job, Outcome::InfraError.into());

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use distbuild_proto::digest::to_hex;
 use distbuild_proto::wire::{Outcome, PrefetchBytes};
 use serde::Serialize;
 
@@ -17,7 +18,17 @@ pub(crate) struct Summary<'a> {
     wall_ms: u64,
     jobs: Jobs,
     bytes: Bytes,
+    stood: Vec<StoodLine<'a>>,
     attempts: Vec<AttemptLine<'a>>,
+}
+
+/// A job for which the run of another action stood: nothing has changed of what that looked at.
+#[derive(Debug, Serialize)]
+struct StoodLine<'a> {
+    job: &'a str,
+    id: &'a str,
+    /// The key of that action, which names the record.
+    action: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -105,8 +116,13 @@ impl<'a> Summary<'a> {
             no_worker: record.count(Outcome::NoWorker),
         };
         let attempts = record.attempts.iter().map(|attempt| line(record, attempt)).collect();
-        let outcome = result_word(outcome);
-        Self { outcome, build_id: &record.build_id, wall_ms, jobs, bytes, attempts }
+        let stood = record.stood.iter().map(|(job, action)| StoodLine {
+            job: record.plan().name(*job),
+            id: record.id(*job),
+            action: to_hex(action),
+        });
+        let (outcome, stood) = (result_word(outcome), stood.collect());
+        Self { outcome, build_id: &record.build_id, wall_ms, jobs, bytes, stood, attempts }
     }
 
     /// The text of the object.
@@ -212,7 +228,12 @@ mod tests {
         record.apply(&attempt(2, Outcome::Executed));
         record.apply(&finished(0, Outcome::Cached));
         record.apply(&finished(1, Outcome::Executed));
-        record.apply(&finished(2, Outcome::CutOff));
+        record.apply(&Body::JobFinished(wire::JobFinished {
+            job: 2,
+            outcome: Outcome::CutOff.into(),
+            stood_action_key: vec![0xab; 32].into(),
+            ..Default::default()
+        }));
         let bytes = Bytes { declared: 7, opened: 3, sent_by_client: 3, ..Bytes::default() };
         let bytes =
             Bytes { prefetched: Prefetched { prefetch_hit: 9, ..Default::default() }, ..bytes };
@@ -232,6 +253,7 @@ mod tests {
                 "bytes": { "declared": 7, "opened": 3, "sent_by_client": 3, "from_peers": 0,
                            "from_backing_store": 0, "outputs_received": 0, "prefetch_hit": 9,
                            "prefetch_late": 0, "prefetch_wasted": 0 },
+                "stood": [{ "job": "c", "id": "02".repeat(20), "action": "ab".repeat(32) }],
                 "attempts": [attempt(1, "infra_error"), attempt(2, "succeeded")] })
         );
     }

@@ -5,6 +5,7 @@
 mod behaviours;
 mod embedded;
 mod errors;
+mod explained;
 mod faults;
 mod large_files;
 mod lazy;
