@@ -10,8 +10,9 @@ use distbuild_proto::wire;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
-use crate::state::explained;
-use crate::state::{OpenError, SCHEMA_VERSION, StateError, finished_build, named_result, version};
+use crate::state::{
+    OpenError, SCHEMA_VERSION, StateError, explained, finished_build, named_result, version,
+};
 
 /// How long a call waits for a checkpoint of who writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,7 +129,6 @@ mod tests {
     use distbuild_proto::DigestFunction;
 
     use super::*;
-    use crate::state::explained;
     use crate::state::{JobLink, Recorded, State};
 
     fn link(key: u8) -> JobLink {

@@ -19,6 +19,11 @@ pub fn bazel() -> Project {
     lay_out("bazel")
 }
 
+/// Snappy, as `examples/snappy` lays it out: 9 jobs.
+pub fn snappy() -> Project {
+    lay_out("snappy")
+}
+
 fn lay_out(name: &str) -> Project {
     let project = Project::new();
     let script = format!("{}/../examples/{name}/generate.sh", env!("CARGO_MANIFEST_DIR"));

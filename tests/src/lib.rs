@@ -9,6 +9,7 @@ pub mod build;
 pub mod daemon;
 pub mod example;
 pub mod farm;
+pub mod oracle;
 pub mod project;
 pub mod reapi;
 pub mod slow_link;

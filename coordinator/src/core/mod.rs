@@ -12,6 +12,7 @@ mod explain;
 mod locate;
 mod lookups;
 mod observed;
+mod output_trees;
 mod prefetch;
 mod sessions;
 #[cfg(test)]
@@ -92,7 +93,13 @@ pub(crate) enum Message {
     /// The answer of the database to a batch of look-ups by action.
     LookedUp { answers: Vec<(JobRef, Option<CachedResult>)> },
     /// For jobs that neither key finds: the runs that were compared, and the one that stands for it.
-    Observed { answers: Vec<observed::Observed> },
+    Observed {
+        answers: Vec<observed::Observed>,
+        /// Of these, a directory is not at hand.
+        unsettled: Vec<(observed::Question, Digest)>,
+    },
+    /// What was not at hand was fetched, or cannot be.
+    AskAgain { question: Box<observed::Question> },
     /// What attempts will read, as far as it is known.
     Foreseen { predictions: Vec<Foreseen> },
     /// Successful attempts are recorded, or could not be.
@@ -359,7 +366,13 @@ impl Core {
                 let _ = reply.send(self.may_lend(&request));
             }
             Message::LookedUp { answers } => self.looked_up(answers),
-            Message::Observed { answers } => self.observed(answers),
+            Message::Observed { answers, unsettled } => {
+                self.observed(answers);
+                for (question, directory) in unsettled {
+                    self.fetch_for(question, directory);
+                }
+            }
+            Message::AskAgain { question } => self.ask_records(vec![*question]),
             Message::Foreseen { predictions } => self.foreseen(predictions),
             Message::Recorded { attempts, error } => {
                 for attempt in attempts {

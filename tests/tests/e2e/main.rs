@@ -11,6 +11,7 @@ mod large_files;
 mod lazy;
 mod lua;
 mod modes;
+mod oracle;
 mod precise;
 mod prefetch;
 mod zstd;

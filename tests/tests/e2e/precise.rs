@@ -165,6 +165,61 @@ fn an_output_of_a_dependency_is_looked_at_by_its_path() {
     assert_eq!(ran_and_stood(&farm, &project), (2, 0));
 }
 
+/// `make` gives what it finds in the tree and many files more, `use` reads one of the former and could read `other`.
+fn with_outputs(more_files: usize) -> (Farm, Project) {
+    let farm = Farm::start(1);
+    let make = format!(
+        "cp tree/read {{{{OUTPUT_DIR}}}}/used; cp tree/unread {{{{OUTPUT_DIR}}}}/ignored; \
+         mkdir {{{{OUTPUT_DIR}}}}/more {{{{OUTPUT_DIR}}}}/more/sub; cd {{{{OUTPUT_DIR}}}}/more/sub; \
+         seq -f 'a-name-that-takes-its-room-in-a-directory-%g' {more_files} | xargs -r touch; cp ../../used ."
+    );
+    let read = "cat {{DEP:make}}/used {{DEP:make}}/more/sub/used; date +%N > {{OUTPUT_DIR}}/when";
+    let project = Project::with_jobs(json!([
+        shell_with("make", &["tree"], &[], &make),
+        shell_with("use", &["other"], &["make"], read),
+    ]));
+    project.file("tree/read", "read");
+    project.file("tree/unread", "unread");
+    project.file("other/file", "other");
+    assert_eq!(ran_and_stood(&farm, &project), (2, 0));
+    (farm, project)
+}
+
+#[test]
+fn outputs_too_large_to_travel_with_a_result_are_compared_all_the_same() {
+    let (farm, project) = with_outputs(3000);
+    project.file("tree/unread", "changed");
+    assert_eq!(ran_and_stood(&farm, &project), (1, 1), "only what makes it runs");
+    project.file("tree/read", "changed");
+    assert_eq!(ran_and_stood(&farm, &project), (2, 0));
+}
+
+#[test]
+fn outputs_from_before_a_restart_are_compared_all_the_same() {
+    let (mut farm, project) = with_outputs(1);
+    project.file("tree/unread", "changed");
+    assert_eq!(ran_and_stood(&farm, &project), (1, 1));
+    farm.restart_coordinator();
+    farm.wait_for_workers(1);
+    project.file("other/file", "changed");
+    let build = farm.build(&project.graph()).succeed();
+    assert_eq!((build.jobs("cached"), build.jobs("cut_off")), (1, 1), "{}", build.summary);
+}
+
+#[test]
+fn outputs_that_no_connected_worker_holds_are_made_again_and_not_guessed() {
+    let (mut farm, project) = with_outputs(1);
+    project.file("tree/unread", "changed");
+    assert_eq!(ran_and_stood(&farm, &project), (1, 1));
+    farm.kill_worker(0);
+    std::fs::remove_dir_all(farm.worker_state(0)).unwrap();
+    farm.restart_coordinator();
+    farm.add_worker(0, &[]);
+    farm.wait_for_workers(1);
+    project.file("other/file", "changed");
+    assert_eq!(ran_and_stood(&farm, &project), (2, 0));
+}
+
 #[test]
 fn a_job_with_a_declared_id_is_not_answered_by_a_run_of_another_id() {
     let farm = Farm::start(1);
