@@ -102,7 +102,8 @@ impl View {
             inodes.release(ino);
             below.insert(ino, directory);
         }
-        Some(AccessRecord::new(below.remove(&self.root)?, true))
+        // What a record says of a name leaves properties out.
+        Some(AccessRecord::new(below.remove(&self.root)?, !self.has_properties))
     }
 }
 
