@@ -3,7 +3,8 @@
 //!
 //! From the assignment to the result as a coordinator sees them, one action after the other: view, sandbox
 //! with all namespaces, no command, view dropped, empty outputs collected, report; so two messages over a
-//! socket are in it. The baselines in the same rounds: the same program started without any of that, and a
+//! socket are in it. The same for an action that may change its input root and has an output in a new directory:
+//! an overlay is mounted and a directory made. The baselines in the same rounds: the same program started without any of that, and a
 //! hard-link farm of the same files, made and removed.
 
 #![expect(
@@ -24,7 +25,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use distbuild_proto::wire::AttemptEnd;
+use distbuild_proto::wire::{AttemptEnd, to_worker};
 use distbuild_proto::{Digest, DigestFunction, Directory, DirectoryNode, FileNode, Name};
 
 use rig::{Job, Rig};
@@ -54,17 +55,22 @@ async fn run() {
     let links = tempfile::tempdir().unwrap();
     let mut attempt = 0;
     let mut actions = [const { Vec::new() }; SIZES.len()];
+    let mut in_roots = [const { Vec::new() }; SIZES.len()];
     let (mut plain, mut linked) = (Vec::new(), [const { Vec::new() }; SIZES.len()]);
     for round in 0..=ROUNDS {
         for (position, (files, tree)) in SIZES.into_iter().zip(trees).enumerate() {
-            let mut took = Vec::new();
+            let (mut took, mut took_in_root) = (Vec::new(), Vec::new());
             for _ in 0..ACTIONS_A_ROUND {
-                attempt += 1;
-                took.push(action(&mut rig, attempt, tree).await);
+                attempt += 2;
+                let job = || Job { source: Some(tree), ..Job::new("") };
+                took.push(action(&mut rig, job().assign_without_commands(attempt)).await);
+                let in_root = job().assign_in_root_without_commands(attempt + 1);
+                took_in_root.push(action(&mut rig, in_root).await);
             }
             // The first round finds nothing in any cache.
             if round > 0 {
                 actions[position].append(&mut took);
+                in_roots[position].append(&mut took_in_root);
                 if files <= LINKED_AT_MOST {
                     linked[position].push(link_farm(links.path(), files));
                 }
@@ -75,15 +81,25 @@ async fn run() {
     rig.worker.shutdown().await;
     println!("{:<58} {:>9} {:>9} {:>9}", "µs", "median", "10 %", "90 %");
     line("baseline: fork, exec and end of /bin/true", plain);
-    for ((files, took), linked) in SIZES.into_iter().zip(actions).zip(linked) {
+    let took = actions.into_iter().zip(in_roots);
+    for ((files, (native, in_root)), linked) in SIZES.into_iter().zip(took).zip(linked) {
         let what = format!("an action without commands, {files} input files");
-        let median_us = line(&what, took).as_micros();
-        let verdict = if median_us <= TARGET.as_micros() { "met" } else { "missed" };
-        println!("row: set-up plus tear-down of {what} | {median_us} µs | ≤ 1000 µs | {verdict}");
+        let native_us = line(&what, native).as_micros();
+        row(&what, native_us);
+        let what = format!("the same, that may change its {files} input files");
+        let in_root_us = line(&what, in_root).as_micros();
+        row(&what, in_root_us);
+        println!("  over the native one: {} µs", in_root_us.saturating_sub(native_us));
         if !linked.is_empty() {
             line(&format!("  baseline: hard-link farm of {files} files"), linked);
         }
     }
+}
+
+/// Prints what `cargo bench -p distbuild-tests` takes over into its summary.
+fn row(what: &str, median_us: u128) {
+    let verdict = if median_us <= TARGET.as_micros() { "met" } else { "missed" };
+    println!("row: set-up plus tear-down of {what} | {median_us} µs | ≤ 1000 µs | {verdict}");
 }
 
 /// Prints a line of the table, and gives the median.
@@ -118,15 +134,13 @@ fn tree(rig: &Rig, files: usize) -> Digest {
     keep(Directory::new(vec![], directories, vec![]).unwrap())
 }
 
-async fn action(rig: &mut Rig, attempt: u64, source: Digest) -> Duration {
-    let job = Job { source: Some(source), ..Job::new("") };
-    let assign = job.assign_without_commands(attempt);
+async fn action(rig: &mut Rig, assign: to_worker::Body) -> Duration {
     let start = Instant::now();
     rig.link.send(assign).await;
     let (ended, _) = rig.link.end().await;
     let took = start.elapsed();
     assert_eq!(ended.end(), AttemptEnd::AttemptSucceeded, "{ended:?}");
-    rig.link.acknowledge(attempt).await;
+    rig.link.acknowledge(ended.attempt).await;
     took
 }
 

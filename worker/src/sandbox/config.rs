@@ -42,7 +42,7 @@ pub struct SpawnerConfig {
     /// output directories are made. Nothing else of the host can be bound into a job.
     pub sources: Vec<PathBuf>,
     /// A directory below one of `sources` where jobs' [`changes`](super::InputRoot::changes) will be:
-    /// whether that works is tried at the start. `None`: it is not tried, and such jobs are refused.
+    /// whether that works is tried at the start. `None`: it is not tried, and [`Spawner`](super::Spawner) says so.
     pub changes: Option<PathBuf>,
     /// As whom jobs run when the spawner is root. `None`: the spawner lives in a user namespace
     /// that maps one user only, and jobs keep that user without its capabilities.

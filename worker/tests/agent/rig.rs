@@ -6,7 +6,7 @@ use bytes::Bytes;
 use distbuild_proto::action::{Action, ActionParts, ExecStep, Layout, Step, input_root};
 use distbuild_proto::graph::{Platform, Resources};
 use distbuild_proto::wire::to_worker;
-use distbuild_proto::{Digest, DigestFunction, Directory, FileNode, Name, wire};
+use distbuild_proto::{Digest, DigestFunction, Directory, FileNode, Name, RelPath, wire};
 use distbuild_worker::{RunningWorker, Worker, WorkerConfig};
 use tempfile::TempDir;
 
@@ -70,6 +70,19 @@ impl<'a> Job<'a> {
     pub(crate) fn assign_without_commands(self, attempt: u64) -> to_worker::Body {
         let made = self.action_of(Vec::new());
         self.assign_action(attempt, made)
+    }
+
+    /// The same for an action that may change its input root, which is the source tree, and has an output in it.
+    pub(crate) fn assign_in_root_without_commands(self, attempt: u64) -> to_worker::Body {
+        let (native, _) = self.action_of(Vec::new());
+        let output = RelPath::new(b"out/file").unwrap();
+        let action = Action::new(ActionParts {
+            layout: Layout::Root,
+            input_root: self.source.unwrap(),
+            output_paths: vec![output],
+            ..(*native).clone()
+        });
+        self.assign_action(attempt, (action.unwrap(), Vec::new()))
     }
 
     fn assign_action(

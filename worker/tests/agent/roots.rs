@@ -15,7 +15,7 @@ use distbuild_proto::{
 use distbuild_worker::RootAt;
 use libtest_mimic::Trial;
 
-use crate::fake::Fake;
+use crate::fake::{Fake, Table};
 use crate::rig::{Rig, text};
 use crate::trial;
 
@@ -33,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("dep_in_a_root_is_a_directory_like_any_other", dep_is_no_dependency),
         trial("a_large_tree_is_neither_walked_nor_fetched", large_tree),
         trial("a_large_input_is_read_and_written_through_an_overlay", large_input),
+        trial("a_root_action_without_commands_leaves_no_outputs", no_commands),
         trial("modes_and_times_of_node_properties_are_shown", node_properties),
         trial("a_worker_can_give_actions_their_root_as_slash", slash),
         trial("what_a_root_action_wrote_is_kept_for_its_build", kept),
@@ -435,17 +436,21 @@ async fn clock() {
     let mut rig = Rig::start().await;
     let root = tree_of(&rig.fake, &[("d/f", File(b"f"))]);
     let f = DigestFunction::Blake3.digest(b"f");
-    rig.fake.place(f, Place::Waits(true));
     rig.fake.coordinator.table.lock().blobs.remove(&f);
-    let mut job = RootJob::new(root, "cat d/f; echo g >d/g; sleep 60", &["d/g"]);
-    job.timeout = Duration::from_millis(300);
+    // Located with a peer that is not there: asked again, with pauses, until the coordinator has it.
+    let nobody = wire::Peers { addresses: vec!["unix:/nonexistent/peer".to_owned()] };
+    rig.fake.place(f, Place::Peers(nobody));
+    let mut job = RootJob::new(root, "cat d/f >d/g", &["d/g"]);
+    job.timeout = Duration::from_millis(150);
     rig.link.send(job.assign(1)).await;
-    rig.fake.coordinator.until(|table| table.located.contains(&f).then_some(())).await;
-    // More than the action has; its clock stands.
-    tokio::time::sleep(job.timeout * 3).await;
-    rig.link.send(to_worker::Body::CancelAttempt(wire::CancelAttempt { attempt: 1 })).await;
+    let located = |table: &mut Table| table.located.iter().filter(|digest| **digest == f).count();
+    rig.fake.coordinator.until(|table| (located(table) >= 3).then_some(())).await;
+    at_the_coordinator(&rig.fake, b"f");
     let (ended, _) = rig.link.end().await;
-    assert_eq!(ended.end(), AttemptEnd::AttemptCancelled, "{ended:?}");
+    succeeded(&ended);
+    assert_eq!(rig.outputs(&ended), expected([("d/g", "f")]));
+    let timings = ended.result.unwrap().timings.unwrap();
+    assert!(timings.fetch_wait_ms >= 150, "{timings:?}");
     rig.worker.shutdown().await;
 }
 
@@ -500,6 +505,18 @@ async fn large_input() {
     }
     assert!(printed.iter().all(|text| *text == printed[0]), "{printed:?}");
     assert_eq!(rig.worker.store().read(&DigestFunction::Blake3.digest(&big)).unwrap(), big);
+    rig.worker.shutdown().await;
+}
+
+async fn no_commands() {
+    let mut rig = Rig::start().await;
+    let root = tree_of(&rig.fake, &[("in", File(b"in"))]);
+    let job = crate::rig::Job { source: Some(root), ..crate::rig::Job::new("") };
+    rig.link.send(job.assign_in_root_without_commands(1)).await;
+    let (ended, _) = rig.link.end().await;
+    succeeded(&ended);
+    // The directory that was made for the output is none.
+    assert_eq!(rig.outputs(&ended), expected([("/", "")]));
     rig.worker.shutdown().await;
 }
 
