@@ -9,6 +9,7 @@ mod byte_stream;
 mod capabilities;
 mod chunks;
 mod find_missing;
+mod malformed;
 mod server;
 mod trees;
 mod uploads;
