@@ -74,7 +74,7 @@ fn execution() -> api::ExecutionCapabilities {
         digest_function: DigestFunction::Sha256 as i32,
         exec_enabled: true,
         execution_priority_capabilities: Some(priorities(*PRIORITIES.start(), *PRIORITIES.end())),
-        supported_node_properties: Vec::new(),
+        supported_node_properties: ["mtime", "unix_mode"].map(str::to_owned).to_vec(),
         digest_functions: functions(),
     }
 }

@@ -46,6 +46,9 @@ use crate::core::{Handle, Shared};
 
 /// Largest message that is accepted; clients are told to send batches far below it.
 pub(crate) const MAX_API_MESSAGE_BYTES: usize = 16 << 20;
+/// Largest message of a `Write` call: what clients send that know no more than gRPC's own limit. Whoever has a larger
+/// blob sends more messages.
+pub(crate) const MAX_WRITE_MESSAGE_BYTES: usize = (4 << 20) + (64 << 10);
 /// Blobs in one batch, in bytes. With digests and statuses an answer stays below the 4 MiB that clients accept.
 pub(crate) const MAX_BATCH_BYTES: usize = (4 << 20) - (256 << 10);
 
@@ -67,7 +70,9 @@ pub(crate) fn routes(core: &Handle, shared: &Shared, writable: WritableInstances
     let mut routes = RoutesBuilder::default();
     routes.add_service(CapabilitiesServer::new(capabilities).max_decoding_message_size(most));
     routes.add_service(ContentAddressableStorageServer::new(cas).max_decoding_message_size(most));
-    routes.add_service(ByteStreamServer::new(byte_stream).max_decoding_message_size(most));
+    routes.add_service(
+        ByteStreamServer::new(byte_stream).max_decoding_message_size(MAX_WRITE_MESSAGE_BYTES),
+    );
     routes.add_service(ActionCacheServer::new(action_cache).max_decoding_message_size(most));
     executor.add_to(&mut routes);
     routes.routes()

@@ -24,6 +24,7 @@ async fn cache_and_execution_are_announced_with_three_digest_functions() {
     }
     assert!(execution.digest_functions.contains(&execution.digest_function));
     assert!(execution.exec_enabled);
+    assert_eq!(execution.supported_node_properties, ["mtime", "unix_mode"]);
 }
 
 #[tokio::test]
