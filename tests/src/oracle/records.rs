@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use distbuild_proto::transport::{self, MAX_MESSAGE_BYTES};
 use distbuild_proto::wire::builds_client::BuildsClient;
 use distbuild_proto::{AccessRecord, Observed, ObservedDirectory, wire};
@@ -62,7 +63,11 @@ impl Records {
         found
     }
 
-    fn record(&mut self, action: &str) -> AccessRecord {
+    /// The record of the run of an action, as it is kept.
+    ///
+    /// # Panics
+    /// The coordinator does not answer, or has no record of the run.
+    pub fn encoded(&mut self, action: &str) -> Bytes {
         let digits = action.as_bytes().chunks(2);
         let key: Vec<u8> = digits
             .map(|pair| u8::from_str_radix(&String::from_utf8_lossy(pair), 16).expect("a key"))
@@ -72,8 +77,12 @@ impl Records {
             let stream = self.builds.list_access_records(request).await;
             stream.expect("the coordinator answers").into_inner().message().await
         });
-        let run = run.expect("the coordinator answers").expect("a run has a record");
-        let record = AccessRecord::decode(&run.record).expect("a record can be read");
+        run.expect("the coordinator answers").expect("a run has a record").record
+    }
+
+    fn record(&mut self, action: &str) -> AccessRecord {
+        let record = self.encoded(action);
+        let record = AccessRecord::decode(&record).expect("a record can be read");
         assert!(record.is_complete(), "a compile looks at less than a record holds");
         record
     }
