@@ -56,10 +56,20 @@ pub(super) fn send(
 }
 
 /// What has arrived and was not read yet: at most one incomplete frame, and its descriptors.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inbox {
     bytes: Vec<u8>,
+    /// What the kernel writes to, never cleared: of the spawner's, each job copies the pages that are written while
+    /// it lives.
+    arriving: Box<[u8]>,
     descriptors: VecDeque<OwnedFd>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let arriving = vec![0; READ_BYTES].into_boxed_slice();
+        Self { bytes: Vec::new(), arriving, descriptors: VecDeque::new() }
+    }
 }
 
 /// What one read of the socket brought.
@@ -74,11 +84,9 @@ pub(super) enum Arrival {
 impl Inbox {
     /// Reads what is there, waiting for the first byte.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> Result<Arrival, SandboxError> {
-        let old_len = self.bytes.len();
-        self.bytes.resize(old_len + READ_BYTES, 0);
         let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
         let received = loop {
-            let mut parts = [IoSliceMut::new(&mut self.bytes[old_len..])];
+            let mut parts = [IoSliceMut::new(&mut self.arriving)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let fd = socket.as_fd().as_raw_fd();
             match recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) {
@@ -100,8 +108,9 @@ impl Inbox {
                 }
             }
         };
-        self.bytes.truncate(old_len + *received.as_ref().unwrap_or(&0));
-        Ok(if received? == 0 { Arrival::End } else { Arrival::Bytes })
+        let received = received?;
+        self.bytes.extend_from_slice(&self.arriving[..received]);
+        Ok(if received == 0 { Arrival::End } else { Arrival::Bytes })
     }
 
     /// The next message, if it has arrived whole.
