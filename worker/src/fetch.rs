@@ -388,6 +388,7 @@ impl<'a> Batch<'a> {
     async fn arrived(&mut self, origin: &Origin, arrived: Vec<(usize, Result<(), ReceiveError>)>) {
         let mut held = Vec::new();
         let mut failed = Vec::new();
+        let mut busy = Vec::new();
         for (at, result) in arrived {
             let want = &self.items[at].want;
             let digest = want.digest;
@@ -408,6 +409,12 @@ impl<'a> Batch<'a> {
                     let source = Arc::new(error);
                     self.answers.answer(&digest, Err(FetchError::Store { digest, source }));
                 }
+                // The same ones are asked again, but for the last time, when others are.
+                Err(error @ ReceiveError::Busy)
+                    if self.items[at].located + 1 < want.hint.need.rounds() =>
+                {
+                    busy.push((at, error.to_string()));
+                }
                 Err(error) => {
                     if let (ReceiveError::Store(_), Origin::Peer(address)) = (&error, origin) {
                         self.distrust(address);
@@ -417,6 +424,7 @@ impl<'a> Batch<'a> {
             }
         }
         self.failed_at(origin, failed.iter().map(|(at, why)| (*at, &**why)));
+        self.failed(busy.iter().map(|(at, why)| (*at, &**why)));
         if !held.is_empty() {
             // At once: others may wait for these.
             let digests = held.into_iter().map(Into::into).collect();

@@ -172,6 +172,9 @@ pub enum ReceiveError {
     /// The sender failed to send it.
     #[error("{0}")]
     Remote(String),
+    /// Those who have it serve as many readers as they may just now.
+    #[error("its holders are busy")]
+    Busy,
     /// The stream ended before it.
     #[error("the transfer ended early")]
     Incomplete,

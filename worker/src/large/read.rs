@@ -45,11 +45,31 @@ pub(crate) async fn read(
     }
 }
 
-/// The reason that says most.
+/// The reason that says most; busy, if there is a holder that may be asked again.
 fn why(holders: &[Holder]) -> ReceiveError {
-    let others = |holder: &&Holder| !matches!(holder.error, Some(HolderError::NotFound));
-    match holders.iter().filter(others).find_map(|holder| holder.error.as_ref()) {
+    let errors = || holders.iter().filter_map(|holder| holder.error.as_ref());
+    if errors().any(|error| matches!(error, HolderError::Busy)) {
+        return ReceiveError::Busy;
+    }
+    match errors().find(|error| !matches!(error, HolderError::NotFound)) {
         Some(error) => ReceiveError::Remote(error.to_string()),
         None => ReceiveError::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_holder_is_the_reason_that_counts_and_a_missing_blob_the_last() {
+        let asked = |error| Holder { address: "h:1".parse().unwrap(), pieces: 0, error };
+        let of = |errors: Vec<HolderError>| {
+            why(&errors.into_iter().map(Some).map(asked).collect::<Vec<_>>())
+        };
+        let (not_found, closed) = (|| HolderError::NotFound, || HolderError::Closed);
+        assert!(matches!(of(vec![not_found(), not_found()]), ReceiveError::NotFound));
+        assert!(matches!(of(vec![not_found(), closed()]), ReceiveError::Remote(_)));
+        assert!(matches!(of(vec![closed(), HolderError::Busy, not_found()]), ReceiveError::Busy));
     }
 }

@@ -487,6 +487,8 @@ fn a_worker_that_serves_enough_others_is_left_for_another() {
         let holders = [busy.clone(), without, busy, scene.holder("d", &digest, &data, 8).await];
         let fetched = scene.fetch(digest, &holders).await;
         assert!(fetched.result.is_ok(), "{fetched:?}");
+        let error = fetched.holders[0].error.as_ref().unwrap();
+        assert!(matches!(error, HolderError::Busy) && !error.is_distrusted(), "{error}");
         assert!(matches!(fetched.holders[1].error, Some(HolderError::NotFound)));
         let nobody = scene.fetch(DigestFunction::Blake3.digest(&data[1..]), &holders[1..2]).await;
         assert!(matches!(nobody.result, Err(FetchFailure::NobodyLeft)));

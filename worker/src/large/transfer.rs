@@ -74,6 +74,9 @@ pub enum HolderError {
     /// It does not have the blob.
     #[error("it does not have the blob")]
     NotFound,
+    /// It serves as many readers as it may.
+    #[error("it serves as many readers as it may")]
+    Busy,
     /// It has the blob but cannot send it; its own words.
     #[error("{0}")]
     Refused(String),
@@ -101,7 +104,7 @@ pub enum HolderError {
 impl HolderError {
     /// Whether another attempt with this holder is better left for later.
     pub fn is_distrusted(&self) -> bool {
-        !matches!(self, Self::NotFound | Self::Refused(_) | Self::Store)
+        !matches!(self, Self::NotFound | Self::Busy | Self::Refused(_) | Self::Store)
     }
 }
 
@@ -195,6 +198,9 @@ impl Transfer {
         let opened: wire::BlobOpened = socket.receive()?.ok_or(HolderError::Closed)?;
         if opened.not_found {
             return Err(HolderError::NotFound);
+        }
+        if opened.busy {
+            return Err(HolderError::Busy);
         }
         if !opened.error.is_empty() {
             return Err(HolderError::Refused(opened.error));
