@@ -7,11 +7,12 @@
 //! file has the blob's name. Dropped before, it is gone; after a crash the next to open the store
 //! removes it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use distbuild_proto::Digest;
 use lru::LruCache;
@@ -131,8 +132,14 @@ impl DiskStore {
         if !PieceHashes::exist_for(digest) {
             return Ok(None);
         }
-        let known = self.shared.piece_hashes.lock().get(digest);
-        match known {
+        let known = || self.shared.piece_hashes.lock().get(digest);
+        if let Some(known) = known() {
+            return Ok(Some(known));
+        }
+        // Those who ask meanwhile wait for the first, who hashes the file for all.
+        let turn = self.shared.piece_hashes.lock().turn(digest);
+        let _turn = turn.lock();
+        match known() {
             Some(known) => Ok(Some(known)),
             None => self.shared.make_piece_hashes(digest).map(Some),
         }
@@ -279,11 +286,24 @@ fn allocate(shared: &Shared, file: &File, path: &Path, bytes: u64) -> Result<(),
 pub(crate) struct PieceHashCache {
     lists: LruCache<Digest, PieceHashes>,
     hashes: usize,
+    /// Lists that are being made, each held by who makes it and who waits for it.
+    making: HashMap<Digest, Weak<Mutex<()>>>,
 }
 
 impl PieceHashCache {
     pub(crate) fn new() -> Self {
-        Self { lists: LruCache::unbounded(), hashes: 0 }
+        Self { lists: LruCache::unbounded(), hashes: 0, making: HashMap::new() }
+    }
+
+    /// To be locked while the list of a blob is made.
+    fn turn(&mut self, digest: &Digest) -> Arc<Mutex<()>> {
+        self.making.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = self.making.get(digest).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        self.making.insert(*digest, Arc::downgrade(&turn));
+        turn
     }
 
     fn get(&mut self, digest: &Digest) -> Option<PieceHashes> {
@@ -310,6 +330,22 @@ mod tests {
     use crate::pieces::PIECE_BYTES;
 
     use super::*;
+
+    #[test]
+    fn who_makes_a_list_has_its_turn_alone_and_other_blobs_do_not_wait() {
+        let mut cache = PieceHashCache::new();
+        let digest = |text: &[u8]| DigestFunction::Blake3.digest(text);
+        let first = cache.turn(&digest(b"a"));
+        let held = first.lock();
+        assert!(cache.turn(&digest(b"a")).try_lock().is_none());
+        assert!(cache.turn(&digest(b"b")).try_lock().is_some());
+        drop(held);
+        assert!(cache.turn(&digest(b"a")).try_lock().is_some());
+        drop(first);
+        // What nobody makes any more is not kept.
+        cache.turn(&digest(b"c"));
+        assert_eq!(cache.making.len(), 1);
+    }
 
     #[test]
     fn remembered_hashes_stay_below_their_limit() {
