@@ -13,7 +13,6 @@ def _pages_impl(ctx):
               mkdir -p "$2/$((number % 3))"
               echo "$line" > "$2/$((number % 3))/page-$number.txt"
             done < "$1"
-            ln -s 1/page-1.txt "$2/first"
         """,
         mnemonic = "Pages",
     )
