@@ -1,5 +1,5 @@
 //! The `Capabilities` service: what a client may rely on, the same for every instance but for who may write
-//! results.
+//! results, and for the digest function that clients see which know of one only.
 
 use bazel_remote_apis::build::bazel::remote::execution::v2 as api;
 use bazel_remote_apis::build::bazel::semver::SemVer;
@@ -34,7 +34,7 @@ impl api::capabilities_server::Capabilities for CapabilitiesService {
         let version = |minor| Some(SemVer { major: 2, minor, ..SemVer::default() });
         Ok(Response::new(api::ServerCapabilities {
             cache_capabilities: Some(self.cache(&instance)),
-            execution_capabilities: Some(execution()),
+            execution_capabilities: Some(execution(&instance)),
             deprecated_api_version: None,
             low_api_version: version(MINOR_VERSIONS.0),
             high_api_version: version(MINOR_VERSIONS.1),
@@ -69,9 +69,9 @@ impl CapabilitiesService {
     }
 }
 
-fn execution() -> api::ExecutionCapabilities {
+fn execution(instance: &Instance) -> api::ExecutionCapabilities {
     api::ExecutionCapabilities {
-        digest_function: DigestFunction::Sha256 as i32,
+        digest_function: instance.digest_function() as i32,
         exec_enabled: true,
         execution_priority_capabilities: Some(priorities(*PRIORITIES.start(), *PRIORITIES.end())),
         supported_node_properties: ["mtime", "unix_mode"].map(str::to_owned).to_vec(),

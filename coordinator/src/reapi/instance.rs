@@ -7,6 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use distbuild_proto::DigestFunction;
+
 /// Longest name in bytes.
 pub const MAX_INSTANCE_BYTES: usize = 256;
 
@@ -49,6 +51,13 @@ impl Instance {
     /// The name, empty for the instance without one.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// What is told to a client that asks for *the* digest function, as Bazel 4 does, which refuses to work with
+    /// another one: the one that the last segment names (`sha1`, `blake3`), else SHA-256. All are served everywhere.
+    pub fn digest_function(&self) -> DigestFunction {
+        let last = self.0.rsplit('/').next().unwrap_or_default();
+        last.parse().unwrap_or(DigestFunction::Sha256)
     }
 
     /// The name as it begins a resource name: followed by a slash, or nothing.
@@ -98,6 +107,16 @@ mod tests {
         }
         assert_eq!(Instance::parse("").unwrap().prefix().to_string(), "");
         assert_eq!(Instance::parse("a/b").unwrap().prefix().to_string(), "a/b/");
+    }
+
+    #[test]
+    fn the_last_segment_may_name_the_digest_function_that_is_announced() {
+        let function = |name| Instance::parse(name).unwrap().digest_function();
+        assert_eq!(function("sha1"), DigestFunction::Sha1);
+        assert_eq!(function("team/blake3"), DigestFunction::Blake3);
+        for other in ["", "main", "sha1/main", "SHA1", "sha256"] {
+            assert_eq!(function(other), DigestFunction::Sha256, "{other:?}");
+        }
     }
 
     #[test]

@@ -28,6 +28,17 @@ async fn cache_and_execution_are_announced_with_three_digest_functions() {
 }
 
 #[tokio::test]
+async fn a_client_that_knows_of_one_digest_function_is_told_the_one_that_its_instance_names() {
+    let server = Server::start().await;
+    for (instance, function) in [("", 1), ("sha1", 2), ("a/sha1", 2), ("blake3", 9), ("sha1/a", 1)]
+    {
+        let execution = of(&server, instance).await.unwrap().execution_capabilities.unwrap();
+        assert_eq!(execution.digest_function, function, "{instance:?}");
+        assert_eq!(execution.digest_functions.len(), 3);
+    }
+}
+
+#[tokio::test]
 async fn the_lowest_version_is_2_0_as_clients_of_2_0_refuse_any_higher() {
     let server = Server::start().await;
     let capabilities = of(&server, "").await.unwrap();
