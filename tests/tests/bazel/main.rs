@@ -13,6 +13,9 @@ use distbuild_tests::{Bazel, Farm, example, wait};
 /// What the project consists of: compiles, links, archives, generated files and tests.
 const LEAST_ACTIONS: usize = 100;
 
+/// Where the coordinator of the README listens.
+const README_ADDRESS: &str = "127.0.0.1:8980";
+
 #[test]
 fn everything_runs_on_the_farm_then_comes_from_its_cache_and_is_what_a_local_build_makes() {
     let bazel = Bazel::new(example::bazel(), &[]);
@@ -85,6 +88,19 @@ fn a_worker_that_is_killed_in_the_middle_of_a_build_is_made_up_for() {
     // What only the killed worker had run was durable before it was announced.
     bazel.succeed("clean", &[] as &[&str]);
     assert_all(&bazel.succeed("test", &on(&farm, &["//..."])), "remote cache hit");
+    assert_eq!(std::fs::read_to_string(bazel.output("apps/answer.txt")).unwrap(), "4824\n");
+}
+
+#[test]
+fn the_lines_of_the_readme_work_as_they_stand_there() {
+    let (farm, bazel) = (Farm::start(1), Bazel::new(example::bazel(), &[]));
+    let readme = include_str!("../../../README.md");
+    let after = readme.split_once("in `.bazelrc`:\n\n```\n").expect("it has the lines").1;
+    let lines = after.split_once("```").expect("the lines end").0;
+    assert!(lines.contains(README_ADDRESS), "{lines}");
+    bazel.project().file(".bazelrc", lines.replace(README_ADDRESS, &farm.address()));
+    let build = bazel.succeed("build", &["//apps:answer"]);
+    assert_all_of(&build, "remote", 20);
     assert_eq!(std::fs::read_to_string(bazel.output("apps/answer.txt")).unwrap(), "4824\n");
 }
 
