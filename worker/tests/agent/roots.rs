@@ -272,7 +272,8 @@ async fn unread() {
     assert_eq!(rig.outputs(&ended), expected([("d/e/unread", "unread"), ("d/f", "f")]));
     assert_eq!(rig.fake.reads_of(&unread), 0);
     let record = AccessRecord::decode(&ended.access_record).unwrap();
-    assert!(record.is_complete());
+    // Names may have node properties in such a root, which no record holds: it may guess and never conclude.
+    assert!(!record.is_complete());
     assert!(record.get(&RelPath::new(b"d/e").unwrap()).is_none());
     rig.worker.shutdown().await;
 }
