@@ -4,13 +4,7 @@ set -eu
 
 modules=12
 
-if [ $# -ne 1 ]; then
-  echo "usage: $0 DIR" >&2
-  exit 2
-fi
-here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
+. "$(dirname "$0")/../directories.sh"
 cp -R "$here/workspace/." "$out/"
 
 # Module n adds the numbers of its table to the sum of module n / 2.

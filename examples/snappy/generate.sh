@@ -2,13 +2,7 @@
 # Lays the sources of snappy and a build graph for them into a directory: generate.sh DIR
 set -eu
 
-if [ $# -ne 1 ]; then
-  echo "usage: $0 DIR" >&2
-  exit 2
-fi
-here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
+. "$(dirname "$0")/../directories.sh"
 crate=$("$here/../crate_dir.sh" snappy_src)
 
 rm -rf "$out/snappy" "$out/host"
