@@ -175,6 +175,12 @@ fn metrics(status: &StatusResponse, workers: &[WorkerInfo]) -> String {
     for (name, help, value) in gauges {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
     }
+    let _ = write!(
+        text,
+        "# HELP distbuild_stalls_total Jobs that stayed queued although a worker had room for them.\n\
+         # TYPE distbuild_stalls_total counter\ndistbuild_stalls_total {}\n",
+        status.stalls
+    );
     text
 }
 
@@ -240,6 +246,9 @@ mod tests {
         assert!(text.contains("\n# TYPE distbuild_builds gauge\ndistbuild_builds 1\n"));
         assert!(text.contains("\ndistbuild_workers_draining 1\n"));
         assert!(text.contains("\ndistbuild_offered_millicores 4000\n"));
+        assert!(
+            text.contains("\n# TYPE distbuild_stalls_total counter\ndistbuild_stalls_total 0\n")
+        );
     }
 
     #[test]

@@ -42,6 +42,14 @@ pub(crate) async fn status(args: LookArgs) -> Result<Exit, Failure> {
             visible(&build.title)
         ));
     }
+    if status.stalls > 0 {
+        output::line(format_args!(
+            "{} jobs waited although a worker had room for them, which is a mistake of the scheduler; \
+             the last: {}",
+            status.stalls,
+            visible(&status.last_stall)
+        ));
+    }
     Ok(Exit::DONE)
 }
 
@@ -105,9 +113,11 @@ pub(crate) async fn client(
 
 fn status_json(status: &wire::StatusResponse) -> Value {
     let builds: Vec<Value> = status.builds.iter().map(build_json).collect();
+    let last_stall = Some(&status.last_stall).filter(|text| !text.is_empty());
     json!({
         "queued_jobs": status.queued_jobs, "running_jobs": status.running_jobs,
         "waiting_jobs": status.waiting_jobs, "workers": status.workers, "builds": builds,
+        "stalls": status.stalls, "last_stall": last_stall,
     })
 }
 

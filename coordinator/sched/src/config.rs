@@ -43,6 +43,10 @@ pub struct Config {
     /// ones share queues with requests of nearly their size. Bounds the cost of a decision.
     /// Default 256.
     pub max_exact_shapes: usize,
+    /// How long a job may be queued while a worker has room for it before the watchdog reports that
+    /// and has the queue decided on anew; it looks this often, so it may take twice as long. Never
+    /// reached unless the scheduler has lost a wake-up. Default 10 s.
+    pub stall_after_ms: u64,
 }
 
 impl Default for Config {
@@ -63,6 +67,7 @@ impl Default for Config {
             ageing_ms: 30_000,
             max_lookups: 1024,
             max_exact_shapes: 256,
+            stall_after_ms: 10_000,
         }
     }
 }

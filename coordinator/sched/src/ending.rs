@@ -5,6 +5,7 @@ use crate::event::{AttemptEnd, Blame, Effect, How, InfraReason, Outcome};
 use crate::execution::{Execution, Stage};
 use crate::ids::{AttemptId, StoreId};
 use crate::job::{Build, JobAt, NONE, State};
+use crate::planted::Planted;
 use crate::resources::Resources;
 use crate::scheduler::Scheduler;
 
@@ -22,9 +23,14 @@ impl Scheduler {
         let Some(attempt) = self.attempts.remove(id.0) else {
             return;
         };
+        if attempt.execution.is_none() && self.has_planted(Planted::KeptRoom) {
+            return;
+        }
         self.fleet.give(attempt.worker, id, attempt.resources);
         self.fleet.judge(attempt.worker, end, self.config.suspect_after);
-        self.freed.insert(attempt.worker);
+        if !self.has_planted(Planted::LostWakeUp) {
+            self.freed.insert(attempt.worker);
+        }
         let Some(execution) = attempt.execution else {
             return;
         };
@@ -79,12 +85,17 @@ impl Scheduler {
                 true => How::Executed { attempt },
                 false => How::Joined { attempt },
             };
-            self.present(at, &[ended.store], how);
+            if at == execution.leader || !self.has_planted(Planted::JoinedForgotten) {
+                self.present(at, &[ended.store], how);
+            }
         }
     }
 
     fn infra(&mut self, ended: Ended, blame: Blame) {
         let id = ended.execution;
+        if ended.worker_lost && self.has_planted(Planted::PoisonUnbounded) {
+            return self.retry(id);
+        }
         let execution = &mut self.executions[id];
         let tries = &mut execution.tries;
         tries.counted = tries.counted.saturating_add(1);

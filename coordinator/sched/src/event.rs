@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::graph::Graph;
 use crate::ids::{ActionKey, AttemptId, BuildId, JobRef, SelectorId, StoreId, UserId, WorkerId};
 use crate::resources::Resources;
+use crate::watchdog::Stall;
 
 /// Something that happened. Events that name what the scheduler does not know (any more) change
 /// nothing: a late report of a worker that left, or of a build that ended, is no error.
@@ -195,6 +196,9 @@ pub enum Effect {
         /// Why; never `Succeeded`.
         outcome: Outcome,
     },
+    /// The watchdog: for `stall_after` a job was queued although a worker had room for it. That is a
+    /// mistake of the scheduler, to be reported; the job has got another chance.
+    Stalled(Stall),
     /// All jobs of the build have ended, and all requested outputs are delivered or given up.
     /// The scheduler has forgotten the build. Cancelled attempts may still have to end.
     BuildEnded {

@@ -44,6 +44,7 @@ mod keys;
 mod lifecycle;
 mod numbered;
 mod placement;
+mod planted;
 mod queue;
 mod remake;
 mod resources;
@@ -57,6 +58,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod tried;
+mod watchdog;
 
 pub use config::Config;
 pub use event::{
@@ -64,8 +66,9 @@ pub use event::{
 };
 pub use graph::{Graph, GraphError, JobSpec, JobState};
 pub use ids::{ActionKey, AttemptId, BuildId, JobRef, SelectorId, StoreId, Time, UserId, WorkerId};
+#[cfg(any(test, feature = "sim"))]
+pub use planted::Planted;
 pub use resources::Resources;
 pub use scheduler::Scheduler;
 pub use status::{Stats, WaitReason};
-#[cfg(any(test, feature = "sim"))]
-pub use steps::steps;
+pub use watchdog::Stall;

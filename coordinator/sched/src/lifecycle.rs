@@ -4,6 +4,7 @@ use crate::event::{Answer, Effect, How, Outcome};
 use crate::execution::{Execution, Stage};
 use crate::ids::{ActionKey, StoreId};
 use crate::job::{Build, JobAt, NONE, State, Tries};
+use crate::planted::Planted;
 use crate::scheduler::Scheduler;
 
 impl Scheduler {
@@ -114,7 +115,10 @@ impl Scheduler {
     /// Makes a job part of an execution: of an equal one, if there is one.
     fn execute(&mut self, at: JobAt, key: Option<ActionKey>) {
         self.set_state(at, State::Executing);
-        if let Some(id) = key.and_then(|key| self.execution_of(&key)) {
+        let equal = key.and_then(|key| self.execution_of(&key));
+        let joins =
+            |id: &u32| !(self.has_planted(Planted::RunsTwice) && self.executions[*id].is_running());
+        if let Some(id) = equal.filter(joins) {
             let job = self.job_mut(at);
             job.execution = id;
             let workers_lost = job.tries.workers_lost;

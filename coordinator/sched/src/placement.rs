@@ -10,6 +10,7 @@ use crate::ending::Ended;
 use crate::event::{AttemptEnd, Blame, Effect, Outcome};
 use crate::execution::{Attempt, Stage};
 use crate::ids::{AttemptId, SelectorId, StoreId, Time, WorkerId};
+use crate::planted::Planted;
 use crate::queue::{Due, Rank};
 use crate::scheduler::Scheduler;
 
@@ -367,7 +368,11 @@ impl Scheduler {
         };
         self.freed.remove(&slot);
         for attempt in gone.attempts {
-            let ended = self.attempts.remove(attempt.0).and_then(|attempt| attempt.execution);
+            let known = match self.has_planted(Planted::StaleEpoch) {
+                true => self.attempts.get(attempt.0).copied(),
+                false => self.attempts.remove(attempt.0),
+            };
+            let ended = known.and_then(|attempt| attempt.execution);
             if let Some(execution) = ended {
                 let ended = Ended { execution, attempt, store: gone.store, worker_lost: lost };
                 let end = AttemptEnd::Infra { blame: Blame::Worker, lost_inputs: false };

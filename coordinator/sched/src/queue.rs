@@ -455,8 +455,9 @@ impl Queue {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Takes one timer that has come; starved lanes are moved up here.
-    pub(crate) fn pop_due(&mut self, now: Time) -> Option<Due> {
+    /// Takes one timer that has come; starved lanes are moved up here (`ages`: always, but for a
+    /// planted bug).
+    pub(crate) fn pop_due(&mut self, now: Time, ages: bool) -> Option<Due> {
         while let Some(&(at, due)) = self.timers.first()
             && at <= now
         {
@@ -465,7 +466,7 @@ impl Queue {
                 Due::Reserve(id) => self.shapes[id].timers[0] = None,
                 Due::Expire(id) => self.shapes[id].timers[1] = None,
                 Due::Starve(id) => {
-                    self.age(now, id);
+                    self.age(now, id, ages);
                     continue;
                 }
             }
@@ -475,11 +476,11 @@ impl Queue {
     }
 
     /// Timers of lanes are not moved at every start; so this may come too early.
-    fn age(&mut self, now: Time, id: u32) {
+    fn age(&mut self, now: Time, id: u32, ages: bool) {
         let lane = &mut self.lanes[id];
         let starves_at = lane.served_at.plus_ms(self.ageing_ms);
-        lane.starved = starves_at <= now;
-        lane.timer = match lane.starved {
+        lane.starved = ages && starves_at <= now;
+        lane.timer = match starves_at <= now {
             true => now.plus_ms(self.ageing_ms.max(1)),
             false => starves_at,
         };

@@ -2,6 +2,7 @@
 
 use crate::event::{InfraReason, Outcome};
 use crate::job::{JobAt, State};
+use crate::planted::Planted;
 use crate::scheduler::Scheduler;
 
 impl Scheduler {
@@ -37,6 +38,7 @@ impl Scheduler {
                     continue;
                 }
                 State::LookUpQueued | State::LookingUp => {}
+                State::Executing if self.has_planted(Planted::StaleInputs) => continue,
                 State::Executing if !self.executions[job.execution].is_running() => {
                     self.detach(user);
                 }

@@ -1,7 +1,7 @@
 //! `Scheduler`: owns all state, hands events to those who know what they mean, keeps the effects.
 //!
 //! The parts: `lifecycle` (a job up to its execution), `ending` (how attempts and jobs end),
-//! `remake` (lost outputs), `placement` (who runs where), `status` (questions), `invariants`.
+//! `remake` (lost outputs), `placement` (who runs where), `watchdog`, `status` (questions), `invariants`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -14,9 +14,11 @@ use crate::ids::{BuildId, JobRef, Time};
 use crate::job::{Build, Job, JobAt, State};
 use crate::keys::Keys;
 use crate::numbered::Numbered;
+use crate::planted::Planted;
 use crate::queue::{Due, Owner, Queue};
 use crate::slab::Slab;
 use crate::steps::step;
+use crate::watchdog::Watchdog;
 
 /// Effects that were taken leave at most room for this many behind.
 const KEPT_EFFECTS: usize = 4096;
@@ -52,7 +54,10 @@ pub struct Scheduler {
     pub(crate) freed: BTreeSet<u32>,
     /// Builds (slots) that may have ended.
     pub(crate) touched: BTreeSet<u32>,
+    pub(crate) watchdog: Watchdog,
     effects: VecDeque<Effect>,
+    #[cfg(any(test, feature = "sim"))]
+    planted: Option<Planted>,
 }
 
 impl Scheduler {
@@ -78,8 +83,30 @@ impl Scheduler {
             counts: [0; State::COUNT],
             freed: BTreeSet::new(),
             touched: BTreeSet::new(),
+            watchdog: Watchdog::default(),
             effects: VecDeque::new(),
+            #[cfg(any(test, feature = "sim"))]
+            planted: None,
         }
+    }
+
+    /// Plants a bug, before anything else happens.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn plant(&mut self, bug: Planted) {
+        self.planted = Some(bug);
+    }
+
+    /// Whether a bug is planted.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn has_planted(&self, bug: Planted) -> bool {
+        self.planted == Some(bug)
+    }
+
+    /// No bug is planted.
+    #[cfg(not(any(test, feature = "sim")))]
+    #[expect(clippy::unused_self, reason = "with the feature `sim` it looks")]
+    pub(crate) const fn has_planted(&self, _: Planted) -> bool {
+        false
     }
 
     /// Takes in what happened at `now`. Time does not run backwards: an earlier `now` counts as
@@ -137,6 +164,7 @@ impl Scheduler {
         self.finish_builds();
         self.send_lookups();
         self.dispatch();
+        self.watch();
     }
 
     /// The next thing to do, in order. `None`: nothing until the next event or time-out.
@@ -156,7 +184,8 @@ impl Scheduler {
     /// When to call `handle` with `Event::Tick` if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Time> {
         let elsewhere = self.elsewhere.first().map(|(until, _)| *until);
-        let timers = [self.queue.next_timer(), self.aside.next_timer(), elsewhere];
+        let watchdog = self.watchdog.next_timer();
+        let timers = [self.queue.next_timer(), self.aside.next_timer(), elsewhere, watchdog];
         timers.into_iter().flatten().min()
     }
 
@@ -170,7 +199,8 @@ impl Scheduler {
             self.take_from_aside(execution);
             self.enqueue(execution);
         }
-        while let Some(due) = self.queue.pop_due(self.now) {
+        let ages = !self.has_planted(Planted::NoAgeing);
+        while let Some(due) = self.queue.pop_due(self.now, ages) {
             match due {
                 Due::Reserve(shape) => self.reserve_for(shape),
                 Due::Expire(shape) => self.expire(shape),

@@ -1,4 +1,4 @@
-//! Questions about the state: numbers, why a job waits, and the watchdog.
+//! Questions about the state: numbers, and why a job waits.
 
 use crate::event::NoWorkerReason;
 use crate::execution::Stage;
@@ -28,6 +28,8 @@ pub struct Stats {
     pub reserved_workers: usize,
     /// Workers that only failed lately, and run one attempt at a time until one does not.
     pub suspect_workers: usize,
+    /// Jobs that the watchdog has found queued although a worker had room for them, so far.
+    pub stalls: u64,
     /// Free on all workers that take jobs.
     pub free: Resources,
 }
@@ -81,6 +83,7 @@ impl Scheduler {
             workers: self.fleet.workers.len(),
             reserved_workers: self.fleet.reserved as usize,
             suspect_workers: self.fleet.suspects as usize,
+            stalls: self.watchdog.stalls,
             free: self.fleet.free,
         }
     }
@@ -124,18 +127,5 @@ impl Scheduler {
             None if execution.avoids_until().is_some() => WaitReason::Placement,
             None => WaitReason::Busy,
         }
-    }
-
-    /// The watchdog: a queued job for which a worker has room that is not kept for another. There
-    /// is none between events; if there ever is, the scheduler has lost a wake-up. Costs as much as
-    /// one decision for every distinct request in the queue.
-    pub fn stalled(&mut self) -> Option<JobRef> {
-        let heads: Vec<u32> =
-            self.queue.shapes.iter().filter_map(|(shape, _)| self.queue.head(shape)).collect();
-        let stalled = heads.into_iter().find(|id| {
-            let need = self.executions[*id].need();
-            self.fleet.roomiest(need).is_some()
-        })?;
-        Some(self.job_ref(self.executions[stalled].leader))
     }
 }

@@ -2,9 +2,16 @@
 //! number of jobs or workers is a red test and not a noisy figure.
 //!
 //! A step is one look at a record (a job, an execution, an attempt, a worker, a lane) or at a node of
-//! an index. They are counted in tests only; otherwise `step` is nothing.
+//! an index. They are counted in this crate's tests only; otherwise `step` is nothing.
 
-#[cfg(any(test, feature = "sim"))]
+#[cfg(test)]
+pub(crate) use counting::{step, steps};
+
+/// Takes one step.
+#[cfg(not(test))]
+pub(crate) const fn step() {}
+
+#[cfg(test)]
 mod counting {
     use std::cell::Cell;
 
@@ -18,17 +25,7 @@ mod counting {
     }
 
     /// The steps that schedulers on this thread have taken so far.
-    pub fn steps() -> u64 {
+    pub(crate) fn steps() -> u64 {
         STEPS.with(Cell::get)
     }
 }
-
-#[cfg(any(test, feature = "sim"))]
-pub use counting::steps;
-
-#[cfg(any(test, feature = "sim"))]
-pub(crate) use counting::step;
-
-/// Takes one step.
-#[cfg(not(any(test, feature = "sim")))]
-pub(crate) const fn step() {}

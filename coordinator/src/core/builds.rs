@@ -464,6 +464,8 @@ impl Core {
             waiting_jobs: stats.waiting as u64,
             workers: u32::try_from(self.sessions.len()).unwrap_or(u32::MAX),
             builds: self.builds.values().filter(|build| build.is_listed()).map(summary).collect(),
+            stalls: stats.stalls,
+            last_stall: self.last_stall.clone(),
         }
     }
 
@@ -492,6 +494,26 @@ impl Core {
                 build.events.append(Body::JobWaiting(wire::JobWaiting { job, reason }));
             }
         }
+    }
+
+    /// The scheduler's watchdog has found a job that was queued although a worker had room for it.
+    pub(super) fn stalled(&mut self, stall: sched::Stall) {
+        let sched::Stall { job, since } = stall;
+        let Some(build) = self.builds.get(&job.build) else { return };
+        let job_name = build.work.name(job.index as usize);
+        let waited_ms = self.now().ms_since(since);
+        tracing::warn!(
+            build.id = build.public_id,
+            job.name = job_name,
+            waited_ms,
+            "capacity is free and the queue is not empty: the scheduler has lost a wake-up, which \
+             is put right now"
+        );
+        let seconds = waited_ms / 1000;
+        self.last_stall = format!(
+            "job {job_name:?} of build {} was queued for {seconds} s although a worker had room for it",
+            build.public_id
+        );
     }
 
     /// Why a job waits, for people; none if it is about to go on.

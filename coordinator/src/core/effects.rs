@@ -30,6 +30,7 @@ impl Core {
                 Effect::Remade { job, how } => self.remade(job, how),
                 Effect::RemakeFailed { job, outcome } => self.remake_failed(job, outcome),
                 Effect::BuildEnded { build } => self.finish_build(build),
+                Effect::Stalled(stall) => self.stalled(stall),
             }
         }
         self.send_lookups();

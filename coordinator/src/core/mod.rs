@@ -191,6 +191,8 @@ struct Core {
     unhurried: VecDeque<sched::Effect>,
     /// Builds that have ended and are being forgotten.
     forgotten: VecDeque<builds::Forgotten>,
+    /// What the watchdog reported last, for people.
+    last_stall: String,
     /// Some draining worker may have become idle, or needed by nobody.
     look_at_drained: bool,
     waiting_selects: Vec<(Instant, Vec<Properties>, oneshot::Sender<Vec<Selected>>)>,
@@ -246,6 +248,7 @@ impl Core {
             explanations: Vec::new(),
             unhurried: VecDeque::new(),
             forgotten: VecDeque::new(),
+            last_stall: String::new(),
             look_at_drained: false,
             waiting_selects: Vec::new(),
             last_sweep: Instant::now(),

@@ -1,6 +1,7 @@
 //! The core without its task: what it does in which round.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use distbuild_proto::action::{Action, ActionParts, Layout};
@@ -265,4 +266,30 @@ async fn outputs_that_are_lost_before_the_edge_has_them_are_made_again() {
     rig.core.client_report(build, ClientReport::Delivered(vec![0]));
     rig.rounds();
     assert!(rig.core.builds.is_empty());
+}
+
+#[tokio::test]
+async fn a_job_that_waits_although_a_worker_has_room_is_shown_and_gets_it() {
+    let mut rig = rig();
+    rig.core.scheduler.plant(sched::Planted::LostWakeUp);
+    let mut orders = rig.join();
+    for name in ["a", "b", "c"] {
+        rig.submit(name, 1);
+        rig.rounds();
+    }
+    assert_eq!(told(&mut orders).len(), 2);
+    rig.end(1, wire::AttemptEnd::AttemptFailed, None);
+    let assigned = |body: &to_worker::Body| matches!(body, to_worker::Body::Assign(_));
+    assert!(!told(&mut orders).iter().any(assigned));
+    assert_eq!(rig.core.status().stalls, 0);
+    tokio::time::pause();
+    let stall_after = Duration::from_millis(rig.core.shared.limits.scheduler.stall_after_ms);
+    for _ in 0..2 {
+        tokio::time::advance(stall_after).await;
+        rig.rounds();
+    }
+    assert!(told(&mut orders).iter().any(assigned));
+    let status = rig.core.status();
+    let text = "job \"c 0\" of build c was queued for 10 s although a worker had room for it";
+    assert_eq!((status.stalls, status.last_stall.as_str()), (1, text));
 }

@@ -296,6 +296,7 @@ impl World {
                 Ok(())
             }
             Effect::BuildEnded { build } => self.build_ended(build),
+            Effect::Stalled(stall) => Err(format!("the watchdog reports {stall:?}")),
         }
     }
 

@@ -10,3 +10,4 @@ mod retries;
 mod rig;
 mod simulation;
 mod steps;
+mod watchdog;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::{
     ActionKey, Answer, AttemptEnd, AttemptId, Blame, BuildId, Config, Effect, Event, Graph, How,
-    JobRef, JobSpec, JobState, Outcome, Resources, Scheduler, SelectorId, StoreId, Time, UserId,
-    WorkerId,
+    JobRef, JobSpec, JobState, Outcome, Planted, Resources, Scheduler, SelectorId, Stall, StoreId,
+    Time, UserId, WorkerId,
 };
 
 pub(super) const GIB: u64 = 1 << 30;
@@ -23,6 +23,8 @@ pub(super) const BROKEN: AttemptEnd =
 pub(super) struct Rig {
     pub(super) scheduler: Scheduler,
     pub(super) now: u64,
+    /// Whether the invariants are checked; not if a bug is planted.
+    checks: bool,
     /// Effects not yet asked about.
     effects: Vec<Effect>,
 }
@@ -60,16 +62,27 @@ impl Rig {
     }
 
     pub(super) fn with(config: Config) -> Self {
-        let mut rig = Self { scheduler: Scheduler::new(config), now: 0, effects: Vec::new() };
+        let (scheduler, effects) = (Scheduler::new(config), Vec::new());
+        let mut rig = Self { scheduler, now: 0, checks: true, effects };
         rig.tell(Event::SelectorDefined { selector: ANY, properties: BTreeMap::new() });
         let properties = BTreeMap::from([("arch".to_owned(), "arm64".to_owned())]);
         rig.tell(Event::SelectorDefined { selector: ARM, properties });
         rig
     }
 
+    /// A scheduler with a bug.
+    pub(super) fn planted(bug: Planted) -> Self {
+        let mut rig = Self::new();
+        rig.scheduler.plant(bug);
+        rig.checks = false;
+        rig
+    }
+
     pub(super) fn tell(&mut self, event: Event) {
         self.scheduler.handle(Time(self.now), event);
-        self.scheduler.check_invariants().unwrap();
+        if self.checks {
+            self.scheduler.check_invariants().unwrap();
+        }
         while let Some(effect) = self.scheduler.poll_effect() {
             self.effects.push(effect);
         }
@@ -220,6 +233,14 @@ impl Rig {
     pub(super) fn builds_ended(&mut self) -> Vec<u64> {
         self.take(|effect| match effect {
             Effect::BuildEnded { build } => Some(build.0),
+            _ => None,
+        })
+    }
+
+    /// Takes what the watchdog has reported.
+    pub(super) fn stalls(&mut self) -> Vec<Stall> {
+        self.take(|effect| match effect {
+            Effect::Stalled(stall) => Some(*stall),
             _ => None,
         })
     }

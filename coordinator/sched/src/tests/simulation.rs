@@ -75,6 +75,7 @@ fn tight_limits_change_outcomes_but_not_the_rules() {
         ageing_ms: 50,
         max_lookups: 2,
         max_exact_shapes: 2,
+        stall_after_ms: 1,
     };
     for seed in 200..240 {
         run(Options::rough(seed), config.clone()).unwrap();

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::rig::{ANY, GIB};
 use crate::sim::Random;
+use crate::steps::steps;
 use crate::{
     ActionKey, Answer, AttemptEnd, BuildId, Config, Effect, Event, Graph, JobSpec, JobState,
-    Resources, Scheduler, StoreId, Time, UserId, WorkerId, steps,
+    Resources, Scheduler, StoreId, Time, UserId, WorkerId,
 };
 
 /// Steps of the events that a running build consists of: look-ups, ends of attempts, deliveries.
