@@ -70,6 +70,16 @@ pub enum Event {
         /// What was found.
         answer: Answer,
     },
+    /// A worker runs an attempt that an earlier scheduler assigned. It takes its resources until it ends, and is
+    /// for nobody until a job is answered with [`Answer::Running`]. Ignored if the attempt is known.
+    Reattached {
+        /// The attempt; none of this scheduler's own has its number.
+        attempt: AttemptId,
+        /// The session.
+        worker: WorkerId,
+        /// What was reserved for it.
+        resources: Resources,
+    },
     /// The worker has begun to run the attempt.
     AttemptStarted {
         /// The attempt.
@@ -108,6 +118,19 @@ pub enum Answer {
     Miss {
         /// Executions with equal keys are run once. `None`: never shared.
         key: Option<ActionKey>,
+    },
+    /// It runs already, in an attempt that was reattached. Like a miss if that attempt is for a job already, or if
+    /// an equal job is queued or runs: then the attempt is cancelled.
+    Running {
+        /// As for a miss.
+        key: Option<ActionKey>,
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// It is known to have ended so.
+    Dead {
+        /// Never `Succeeded`.
+        outcome: Outcome,
     },
 }
 
@@ -168,6 +191,13 @@ pub enum Effect {
         worker: WorkerId,
         /// What is reserved: the job's request, with more memory after it ran out of it.
         resources: Resources,
+    },
+    /// An attempt that was reattached is now that of a job. Others may have joined it.
+    Adopted {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The job.
+        job: JobRef,
     },
     /// Stop an attempt. Its resources stay taken until `Event::AttemptEnded`.
     CancelAttempt {

@@ -46,6 +46,7 @@ mod numbered;
 mod placement;
 mod planted;
 mod queue;
+mod reattach;
 mod remake;
 mod resources;
 mod room;

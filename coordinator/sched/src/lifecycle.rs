@@ -106,6 +106,8 @@ impl Scheduler {
         match (self.job(at).state, answer) {
             (State::LookingUp, Answer::Hit { holders }) => self.present(at, &holders, How::CutOff),
             (State::LookingUp, Answer::Miss { key }) => self.execute(at, key),
+            (State::LookingUp, Answer::Running { key, attempt }) => self.adopt(at, key, attempt),
+            (State::LookingUp, Answer::Dead { outcome }) => self.fail(at, outcome),
             // The answer was about inputs that have been made again since.
             (State::LookUpQueued, _) => self.queue_lookup(at),
             _ => {}
@@ -113,7 +115,7 @@ impl Scheduler {
     }
 
     /// Makes a job part of an execution: of an equal one, if there is one.
-    fn execute(&mut self, at: JobAt, key: Option<ActionKey>) {
+    pub(crate) fn execute(&mut self, at: JobAt, key: Option<ActionKey>) {
         self.set_state(at, State::Executing);
         let equal = key.and_then(|key| self.execution_of(&key));
         let joins =
@@ -133,6 +135,12 @@ impl Scheduler {
             }
             return;
         }
+        let id = self.new_execution(at, key);
+        self.enqueue(id);
+    }
+
+    /// Makes an execution for a job; the caller puts it somewhere.
+    pub(crate) fn new_execution(&mut self, at: JobAt, key: Option<ActionKey>) -> u32 {
         self.last_seq += 1;
         let (need, tries) = (self.builds[at.build].need(at.index), self.job(at).tries);
         let execution = Execution::new(key, at, need, self.last_seq, self.now, tries);
@@ -141,7 +149,7 @@ impl Scheduler {
         if let Some(key) = key {
             self.by_key.insert(&key, id);
         }
-        self.enqueue(id);
+        id
     }
 
     /// The execution that has a key.

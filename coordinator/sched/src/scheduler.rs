@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::event::{Effect, Event};
 use crate::execution::{Attempt, Execution};
 use crate::fleet::Fleet;
-use crate::ids::{BuildId, JobRef, Time};
+use crate::ids::{AttemptId, BuildId, JobRef, Time};
 use crate::job::{Build, Job, JobAt, State};
 use crate::keys::Keys;
 use crate::numbered::Numbered;
@@ -109,6 +109,12 @@ impl Scheduler {
         false
     }
 
+    /// As [`new`](Self::new), with attempts numbered from this one: above those of an earlier scheduler that may
+    /// be reattached.
+    pub fn with_attempts_from(config: Config, first: AttemptId) -> Self {
+        Self { last_attempt: first.0.saturating_sub(1), ..Self::new(config) }
+    }
+
     /// Takes in what happened at `now`. Time does not run backwards: an earlier `now` counts as
     /// the latest one seen.
     pub fn handle(&mut self, now: Time, event: Event) {
@@ -141,6 +147,9 @@ impl Scheduler {
                 if let Some(at) = self.at(job) {
                     self.looked_up(at, answer);
                 }
+            }
+            Event::Reattached { attempt, worker, resources } => {
+                self.reattached(attempt, worker, resources);
             }
             Event::AttemptStarted { attempt } => {
                 if let Some(attempt) = self.attempts.get_mut(attempt.0) {

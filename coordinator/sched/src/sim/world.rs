@@ -297,6 +297,7 @@ impl World {
             }
             Effect::BuildEnded { build } => self.build_ended(build),
             Effect::Stalled(stall) => Err(format!("the watchdog reports {stall:?}")),
+            Effect::Adopted { .. } => Err("no attempt was reattached".to_owned()),
         }
     }
 

@@ -5,6 +5,7 @@ mod fairness;
 mod lifecycle;
 mod placement;
 mod random;
+mod reattach;
 mod remake;
 mod retries;
 mod rig;

@@ -254,7 +254,7 @@ impl Rig {
         })
     }
 
-    fn take<T>(&mut self, wanted: impl Fn(&Effect) -> Option<T>) -> Vec<T> {
+    pub(super) fn take<T>(&mut self, wanted: impl Fn(&Effect) -> Option<T>) -> Vec<T> {
         let taken = self.effects.iter().filter_map(&wanted).collect();
         self.effects.retain(|effect| wanted(effect).is_none());
         taken
