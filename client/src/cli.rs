@@ -113,6 +113,10 @@ pub(crate) struct BuildArgs {
     )]
     pub(crate) observed_inputs: Switch,
 
+    /// How long a coordinator that is lost may take to come back before the build is given up; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) reconnect: u32,
+
     /// Cache directory [default: distbuild below $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,

@@ -51,8 +51,17 @@ impl FromIterator<String> for WritableInstances {
 pub struct Limits {
     /// Silence after which a worker's session ends. Default 30 s.
     pub lease: Duration,
-    /// How long a worker whose connection broke may take to come back. Default 5 s.
+    /// How long a worker whose connection broke may take to come back. Default 10 s.
     pub reconnect: Duration,
+    /// How long after a start submissions wait for the workers that were connected before it: what they hold and
+    /// run is known when they are back. A worker that comes later begins anew. Default 15 s.
+    pub recovery: Duration,
+    /// How long a build goes on whose client's connection broke, and how long after a start a build that was
+    /// running is remembered for its client, and an attempt for its build. Default 30 s.
+    pub client_reconnect: Duration,
+    /// Events of one build on their way to a client that may come back, which it has not said to have taken in;
+    /// the next ones wait. Default 65 536.
+    pub max_unheard_events: usize,
     /// How long a submission waits while no worker has ever registered. Default 10 min.
     pub first_worker: Duration,
     /// How long a worker may take to say whether it holds trees; then they count as missing.
@@ -87,7 +96,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(30),
-            reconnect: Duration::from_secs(5),
+            reconnect: Duration::from_secs(10),
+            recovery: Duration::from_secs(15),
+            client_reconnect: Duration::from_secs(30),
+            max_unheard_events: 65_536,
             first_worker: Duration::from_secs(600),
             tree_check: Duration::from_secs(10),
             max_metadata_bytes: 2 << 30,

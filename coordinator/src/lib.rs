@@ -45,6 +45,7 @@ pub struct Coordinator {
     address: Address,
     core: Handle,
     relay: relay::Relay,
+    state: state::State,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
     /// Taken back by the kernel however the process ends.
@@ -74,6 +75,7 @@ impl Coordinator {
             metadata,
             store: DiskStore::open(store)?,
             limits,
+            durable: config.exclusive,
         };
         let listener = Listener::bind(&config.listen).await.map_err(|source| {
             CoordinatorError::Listen { address: config.listen.to_string(), source }
@@ -81,10 +83,10 @@ impl Coordinator {
         let address = listener.address().clone();
         let (core, _task) = core::start(shared.clone()).await?;
         let stop = CancellationToken::new();
-        let relay = shared.relay.clone();
+        let (relay, state) = (shared.relay.clone(), shared.state.clone());
         let api = reapi::routes(&core, &shared, config.writable_instances);
         let server = tokio::spawn(serve(listener, core.clone(), shared, api, stop.clone()));
-        Ok(Self { address, core, relay, stop, server, _exclusive: exclusive })
+        Ok(Self { address, core, relay, state, stop, server, _exclusive: exclusive })
     }
 
     /// Where it is reached; a port 0 has become the port that the system chose.
@@ -92,11 +94,15 @@ impl Coordinator {
         &self.address
     }
 
-    /// Cancels the builds that run, tells their clients, and stops serving.
+    /// Stops serving, when everything is written down. Builds that run, and whose clients come back, go on with the
+    /// next coordinator on this state if it is an exclusive one; all others are cancelled, and their clients told.
     pub async fn shutdown(mut self) {
         let ended = self.core.ask(|reply| Message::Shutdown { reply });
         if tokio::time::timeout(SHUTDOWN, ended).await.is_err() {
             tracing::warn!("builds did not end in time, shutting down without them");
+        }
+        if tokio::time::timeout(SHUTDOWN, self.state.settle()).await.is_err() {
+            tracing::warn!("the state is not written down in time");
         }
         // With the core the sessions of workers have ended; what is still open are lenders.
         self.relay.close();
@@ -136,6 +142,7 @@ async fn serve(
     let builds = BuildsService { core: core.clone(), shared: shared.clone() };
     let workers = WorkersService {
         core: core.clone(),
+        state: shared.state.clone(),
         relay: shared.relay.clone(),
         max_backlog: shared.limits.max_worker_backlog,
     };

@@ -10,6 +10,7 @@
 mod api_results;
 pub(crate) mod explained;
 mod records;
+mod running;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -23,6 +24,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use api_results::ApiResultKey;
 pub(crate) use records::{Candidate, Looked};
+pub(crate) use running::{AttemptEnd, KnownSession};
 
 /// Requests that wait for the database thread at most; beyond it, callers wait.
 const WAITING_REQUESTS: usize = 4096;
@@ -136,6 +138,11 @@ impl State {
         answer.await.map_err(|_| StateError::Stopped)?
     }
 
+    /// Returns when everything that was asked for before is committed.
+    pub(crate) async fn settle(&self) -> Result<(), StateError> {
+        self.call(|_| Ok(())).await
+    }
+
     async fn submit(&self, request: Request) -> Result<(), StateError> {
         let request = match self.requests.try_send(request) {
             Ok(()) => return Ok(()),
@@ -198,16 +205,18 @@ impl State {
         links: Vec<JobLink>,
         now_ms: u64,
     ) -> Result<(), StateError> {
-        self.record_all(recorded.into_iter().collect(), links, Vec::new(), now_ms).await
+        let recorded = recorded.into_iter().collect();
+        self.record_all(recorded, links, Vec::new(), Vec::new(), now_ms).await
     }
 
-    /// Records results, the jobs that they or earlier ones answer, and what their commands looked at: all
-    /// of it or nothing. Of a result that takes the place of another run's, no earlier record is left.
+    /// Records results, the jobs that they or earlier ones answer, what their commands looked at, and how attempts of
+    /// running builds ended: all of it or nothing. Of a result that takes the place of another run's, no earlier record is left.
     pub(crate) async fn record_all(
         &self,
         recorded: Vec<Recorded>,
         links: Vec<JobLink>,
         looked: Vec<Looked>,
+        ends: Vec<AttemptEnd>,
         now_ms: u64,
     ) -> Result<(), StateError> {
         self.call(move |connection| {
@@ -219,7 +228,8 @@ impl State {
                 for link in &links {
                     record_link(connection, link, now_ms)?;
                 }
-                looked.iter().try_for_each(|looked| records::add(connection, looked))
+                looked.iter().try_for_each(|looked| records::add(connection, looked))?;
+                ends.iter().try_for_each(|end| running::record(connection, end))
             })
         })
         .await
@@ -393,6 +403,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     }
     connection.execute_batch(SCHEMA)?;
     connection.execute_batch(records::SCHEMA)?;
+    connection.execute_batch(running::SCHEMA)?;
     connection.execute_batch(api_results::SCHEMA)?;
     connection.execute_batch(explained::SCHEMA)?;
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -655,7 +666,7 @@ mod tests {
             complete: true,
             record: Bytes::from_static(record),
         };
-        let record = |looked| state.record_all(vec![recorded(1, "a")], vec![], looked, 5);
+        let record = |looked| state.record_all(vec![recorded(1, "a")], vec![], looked, vec![], 5);
         record(vec![looked(b"first")]).await.unwrap();
         record(vec![looked(b"second")]).await.unwrap();
         assert_eq!(state.records_of(vec![[1; 32]]).await.unwrap(), [([1; 32], b"second".to_vec())]);

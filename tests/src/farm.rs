@@ -89,6 +89,17 @@ impl Farm {
         self.coordinator = start_coordinator(self.directory.path(), &address);
     }
 
+    /// Kills the coordinator as a power cut would.
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator.kill();
+    }
+
+    /// Starts the coordinator that was killed again, at the same address and with the same state.
+    pub fn start_coordinator_again(&mut self) {
+        let address = self.address();
+        self.coordinator = start_coordinator(self.directory.path(), &address);
+    }
+
     /// Waits until so many workers are connected.
     pub fn wait_for_workers(&self, count: usize) {
         wait::until("workers to connect", || (self.connected().len() == count).then_some(()));

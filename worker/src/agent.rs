@@ -1,6 +1,6 @@
 //! The agent: takes what the coordinator says and keeps the table of running attempts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,6 +46,8 @@ pub(crate) struct Agent {
     pub(crate) prefetcher: Option<Prefetcher>,
     outbox: Outbox,
     running: Mutex<HashMap<u64, Running>>,
+    /// What running attempts and those with an end that was not acknowledged are for.
+    held: Mutex<BTreeMap<u64, wire::HeldAttempt>>,
     /// An attempt has left the table, or an end was acknowledged.
     settled: Notify,
     draining: AtomicBool,
@@ -99,6 +101,7 @@ impl Agent {
             prefetcher: config.prefetch.then_some(prefetcher),
             outbox,
             running: Mutex::default(),
+            held: Mutex::default(),
             settled: Notify::new(),
             draining: AtomicBool::new(false),
             dismissed: AtomicBool::new(false),
@@ -133,6 +136,8 @@ impl Agent {
     pub(crate) fn acknowledged(&self, attempts: &[u64]) {
         attempts.iter().for_each(|attempt| self.outbox.acknowledge(*attempt));
         if !attempts.is_empty() {
+            let mut held = self.held.lock();
+            attempts.iter().for_each(|attempt| drop(held.remove(attempt)));
             self.settled.notify_waiters();
         }
     }
@@ -156,6 +161,14 @@ impl Agent {
                 None
             }
         };
+        if refused.is_none()
+            && let Some(origin) = &assign.origin
+        {
+            let origin = Some(origin.clone());
+            let resources = assign.action.as_ref().and_then(|action| action.resources);
+            let held = wire::HeldAttempt { attempt, origin, resources };
+            self.held.lock().insert(attempt, held);
+        }
         let agent = self.clone();
         self.tasks.spawn(async move {
             let ended = match refused {
@@ -242,9 +255,15 @@ impl Agent {
         known
     }
 
+    /// The same, with what they are for.
+    pub(crate) fn held_attempts(&self) -> Vec<wire::HeldAttempt> {
+        self.held.lock().values().cloned().collect()
+    }
+
     /// The session has ended for good: nothing of it goes on.
     pub(crate) fn abandon(&self) {
         self.dismissed.store(true, Ordering::Relaxed);
+        self.held.lock().clear();
         self.outbox.begin_epoch();
         self.cancel_all();
         self.pins.release_all();

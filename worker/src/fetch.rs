@@ -470,10 +470,14 @@ impl<'a> Batch<'a> {
             }
         }
         for (located, of) in again {
+            let outbox = &self.source.outbox;
             let pause = async move {
                 // What was only guessed is asked for at once.
                 if located > 0 {
                     tokio::time::sleep(BETWEEN_ROUNDS * located).await;
+                    // A coordinator that is being started again answers later. How long that may take, the
+                    // deadline of the call bounds.
+                    outbox.until_connected().await;
                 }
                 Step::Again(of)
             };

@@ -121,6 +121,13 @@ impl Outbox {
         self.epoch()
     }
 
+    /// Returns when what is sent reaches the coordinator.
+    pub(crate) async fn until_connected(&self) {
+        let mut connected = self.connected.subscribe();
+        // An error means that the worker has stopped.
+        let _ = connected.wait_for(|connected| *connected).await;
+    }
+
     /// Whether what is sent reaches the coordinator just now.
     pub(crate) fn set_connected(&self, connected: bool) {
         self.connected.send_replace(connected);

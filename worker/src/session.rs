@@ -147,6 +147,7 @@ impl SessionLoop {
             hello.resume_session = identity.session;
             hello.resume_secret = identity.secret;
             hello.known_attempts = self.agent.known_attempts();
+            hello.held_attempts = self.agent.held_attempts();
         }
         let (sender, messages) = mpsc::channel(LINK_MESSAGES);
         let hello = wire::FromWorker { body: Some(Body::Hello(hello)) };

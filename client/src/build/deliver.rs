@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, Bytes};
 use distbuild_cas::ingest::{StatCache, TreeMemory};
@@ -26,8 +26,13 @@ use crate::places::{Places, output_name};
 /// Tasks at a time.
 const AT_ONCE: usize = 16;
 
+/// How often what the coordinator does not give is asked for again, in case its connection has just broken.
+const ASKED_AGAIN: u32 = 3;
+/// Pause before that.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
 /// What is to be done for a job.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Errand {
     /// Bring its outputs; some directories of them, or none, have come with the result.
     Deliver { job: u32, tree: Digest, directories: Vec<Bytes> },
@@ -48,6 +53,17 @@ pub(crate) enum Done {
     Printed { job: u32, stdout: Result<Content, String>, stderr: Result<Content, String> },
     /// The build was cancelled first.
     Dropped,
+}
+
+impl Done {
+    /// Whether it may be otherwise with another connection.
+    fn went_wrong(&self) -> bool {
+        match self {
+            Self::Lost { .. } | Self::Failed { .. } => true,
+            Self::Printed { stdout, stderr, .. } => stdout.is_err() || stderr.is_err(),
+            Self::Delivered { .. } | Self::Dropped => false,
+        }
+    }
 }
 
 /// What a job printed to one stream, to be read once.
@@ -98,7 +114,12 @@ pub(crate) struct Deliveries {
     /// What is in the output directory already, by the job's number.
     existing: HashMap<u32, Digest>,
     waiting: VecDeque<Errand>,
-    running: JoinSet<Done>,
+    /// Each with how often the connection had broken when it began.
+    running: JoinSet<(Done, Errand, u32)>,
+    /// The coordinator is away: nothing begins.
+    detached: bool,
+    /// How often the connection has broken.
+    breaks: u32,
 }
 
 #[derive(Clone)]
@@ -113,7 +134,7 @@ impl Deliveries {
     pub(crate) fn new(filler: Filler<Outputs>, out: PathBuf, plan: Arc<Plan>) -> Self {
         let courier = Courier { filler, out: Arc::new(out), plan, stop: CancellationToken::new() };
         let (existing, waiting, running) = (HashMap::new(), VecDeque::new(), JoinSet::new());
-        Self { courier, existing, waiting, running }
+        Self { courier, existing, waiting, running, detached: false, breaks: 0 }
     }
 
     /// Tells what [`existing`] found.
@@ -133,10 +154,27 @@ impl Deliveries {
 
     fn start(&mut self) {
         while self.running.len() < AT_ONCE
+            && !self.detached
             && let Some(errand) = self.waiting.pop_front()
         {
-            self.running.spawn(self.courier.clone().run(errand));
+            let (courier, breaks) = (self.courier.clone(), self.breaks);
+            self.running.spawn(async move {
+                let done = courier.run(errand.clone()).await;
+                (done, errand, breaks)
+            });
         }
+    }
+
+    /// The connection to the coordinator broke: what goes wrong from here on is done again.
+    pub(crate) fn detach(&mut self) {
+        self.detached = true;
+        self.breaks += 1;
+    }
+
+    /// The coordinator is there again.
+    pub(crate) fn attach(&mut self) {
+        self.detached = false;
+        self.start();
     }
 
     /// Whether nothing is left to do.
@@ -146,12 +184,23 @@ impl Deliveries {
 
     /// What has become of the next errand; waits for ever while there is none.
     pub(crate) async fn next(&mut self) -> Done {
-        match self.running.join_next().await {
-            Some(done) => {
-                self.start();
-                done.unwrap_or(Done::Dropped)
+        loop {
+            match self.running.join_next().await {
+                Some(Ok((done, errand, breaks))) => {
+                    if breaks != self.breaks && done.went_wrong() {
+                        self.waiting.push_back(errand);
+                        self.start();
+                        continue;
+                    }
+                    self.start();
+                    return done;
+                }
+                Some(Err(_)) => {
+                    self.start();
+                    return Done::Dropped;
+                }
+                None => return std::future::pending().await,
             }
-            None => std::future::pending().await,
         }
     }
 
@@ -189,7 +238,7 @@ impl Courier {
             Err(MaterializeError::Store(error)) if error.is_missing() => {}
             Err(error) => return failed(with_causes(&error)),
         }
-        let fetched = fetch_tree(&self.filler, tree);
+        let fetched = asking_again(|| fetch_tree(&self.filler, tree), |error| !error.is_lost());
         match self.stop.run_until_cancelled(fetched).await {
             None => return Done::Dropped,
             Some(Ok(())) => {}
@@ -242,12 +291,27 @@ impl Courier {
         let Some(blob) = blob else { return Ok(inline.into()) };
         let digest = Digest::try_from(&blob).map_err(|error| error.to_string())?;
         let want = Want { digest, executable: false, hint: tree };
-        self.filler.ensure(want).await.map_err(|error| with_causes(&error))?;
+        let ensured = asking_again(|| self.filler.ensure(want.clone()), |_| true).await;
+        ensured.map_err(|error| with_causes(&error))?;
         let store = self.filler.store().clone();
         let opened = tokio::task::spawn_blocking(move || store.open_bytes(&digest));
         let opened = opened.await.map_err(|error| error.to_string())?;
         opened.map(Content::Stored).map_err(|error| with_causes(&error))
     }
+}
+
+/// Tries again what may fail only because the connection has just broken: so that this is known by then.
+async fn asking_again<T, E, F: Future<Output = Result<T, E>>>(
+    ask: impl Fn() -> F,
+    is_passing: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 0..ASKED_AGAIN {
+        match ask().await {
+            Err(error) if is_passing(&error) => tokio::time::sleep(ASK_AGAIN).await,
+            other => return other,
+        }
+    }
+    ask().await
 }
 
 /// The trees that lie in the output directory under the names of requested jobs. Blocks.

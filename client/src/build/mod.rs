@@ -11,6 +11,7 @@ pub(crate) mod fetch;
 pub(crate) mod hints;
 pub(crate) mod lend;
 pub(crate) mod plan;
+pub(crate) mod reconnect;
 pub(crate) mod record;
 pub(crate) mod report;
 pub(crate) mod session;
@@ -29,7 +30,6 @@ use distbuild_proto::wire;
 use distbuild_proto::wire::builds_client::BuildsClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 
 use crate::backend::{Backend, Where};
 use crate::cli::{BuildArgs, Switch};
@@ -44,6 +44,7 @@ use deliver::Deliveries;
 use events::EventFile;
 use fetch::Outputs;
 use plan::Plan;
+use reconnect::{Link, Reconnector, WAITING_REQUESTS};
 use record::Record;
 use session::{Ended, Parts, Session};
 use sources::Sources;
@@ -51,8 +52,6 @@ use submit::Terms;
 use summary::{Bytes, Summary};
 use traffic::Traffic;
 
-/// Messages to the coordinator that wait, each of at most about a MiB.
-const WAITING_REQUESTS: usize = 16;
 /// After so long without an answer to a submission the user is told what is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Blobs that may be wanted at once; the deliveries that run at a time ask for no more.
@@ -66,6 +65,8 @@ struct Options {
     target: Where,
     terms: Terms,
     upload: bool,
+    /// How long a coordinator that is lost may take to come back.
+    reconnect: Duration,
 }
 
 impl Options {
@@ -88,9 +89,12 @@ impl Options {
             no_cache: args.no_cache,
             observed_inputs: args.observed_inputs == Switch::On,
             title: places.title(),
+            // An embedded coordinator goes with this process.
+            resumable: matches!(target, Where::Remote(_)) && args.reconnect > 0,
         };
         let (jobs, upload) = (args.job, args.upload);
-        Ok(Self { places, jobs, target, terms, upload })
+        let reconnect = Duration::from_secs(args.reconnect.into());
+        Ok(Self { places, jobs, target, terms, upload, reconnect })
     }
 }
 
@@ -165,7 +169,7 @@ impl Build {
             () = interrupt.first() => Err(Failure::cancelled()),
         };
         let ended = match session {
-            Ok((session, stream)) => self.follow(session, stream, &backend, interrupt).await,
+            Ok((session, link)) => self.follow(session, link, &backend, interrupt).await,
             Err(failure) => {
                 backend.end().await;
                 return self.refused(failure, declared).await;
@@ -217,7 +221,7 @@ impl Build {
         sources: Sources,
         backend: &Backend,
         events: EventFile,
-    ) -> Result<(Session, Streaming<wire::BuildEvents>), Failure> {
+    ) -> Result<(Session, Link), Failure> {
         let out = self.options.places.out.clone();
         std::fs::create_dir_all(&out)
             .map_err(|error| Failure::infrastructure(format!("failed to make {out:?}: {error}")))?;
@@ -230,7 +234,7 @@ impl Build {
         let submission = {
             let (requests, sources) = (requests.clone(), sources.clone());
             let (terms, plan) = (self.options.terms.clone(), self.plan.clone());
-            async move { submit::submit(&requests, terms, plan, sources).await }
+            async move { submit::submit(&requests, terms, plan, sources, None).await }
         };
         let submission = tokio::spawn(submission);
         let mut builds =
@@ -238,7 +242,15 @@ impl Build {
         let call = builds.build(ReceiverStream::new(messages));
         let stream = with_patience(call).await;
         submission.abort();
-        let stream = stream.map_err(|status| Failure::of_status(&status))?.into_inner();
+        let events_of_build = stream.map_err(|status| Failure::of_status(&status))?.into_inner();
+        let link = Link { requests, events: events_of_build };
+        let reconnector = Reconnector {
+            control: backend.control.clone(),
+            terms: self.options.terms.clone(),
+            plan: self.plan.clone(),
+            sources: sources.clone(),
+            limit: self.options.reconnect,
+        };
         let outputs = Outputs::new(backend.bytes.clone(), self.traffic.clone());
         let config = FillerConfig { max_queued: MAX_WANTED, ..FillerConfig::default() };
         let filler = Filler::new(backend.store.clone(), outputs, config);
@@ -249,19 +261,20 @@ impl Build {
             traffic: self.traffic.clone(),
             deliveries: Deliveries::new(filler, out, self.plan.clone()),
             existing,
-            requests,
+            requests: link.requests.clone(),
+            reconnector: self.options.terms.resumable.then_some(reconnector),
             bytes: backend.bytes.clone(),
             source: self.options.places.source.clone(),
             sources,
             upload: self.options.upload,
         });
-        Ok((session, stream))
+        Ok((session, link))
     }
 
     async fn follow(
         &self,
         session: Session,
-        stream: Streaming<wire::BuildEvents>,
+        link: Link,
         backend: &Backend,
         interrupt: &Interrupt,
     ) -> Ended {
@@ -272,7 +285,7 @@ impl Build {
             std::future::pending::<Ended>().await
         };
         tokio::select! {
-            ended = session.run(stream, interrupt) => ended,
+            ended = session.run(link.events, interrupt) => ended,
             ended = watch => ended,
         }
     }

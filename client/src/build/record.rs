@@ -22,6 +22,8 @@ pub(crate) struct Record {
     ids: Vec<String>,
     outcomes: BTreeMap<i32, u64>,
     outcome_of: HashMap<u32, i32>,
+    /// Output trees of jobs that have succeeded.
+    outputs: HashMap<u32, wire::Digest>,
     finished: usize,
     /// Attempts that run, by job and number: on which worker.
     running: BTreeMap<(u32, u32), String>,
@@ -58,6 +60,7 @@ impl Record {
             ids: Vec::new(),
             outcomes: BTreeMap::new(),
             outcome_of: HashMap::new(),
+            outputs: HashMap::new(),
             finished: 0,
             running: BTreeMap::new(),
             attempts: Vec::new(),
@@ -87,10 +90,16 @@ impl Record {
                     && succeeded(finished.outcome())
                 {
                     self.runs.insert(finished.job, result.action_key.clone());
+                    self.made(finished.job, result);
                 }
                 if !finished.stood_action_key.is_empty() {
                     self.stood.insert(finished.job, finished.stood_action_key.clone());
                 }
+            }
+            Body::OutputsRemade(wire::OutputsRemade {
+                job, outcome, result: Some(result), ..
+            }) if Outcome::try_from(*outcome).is_ok_and(succeeded) => {
+                self.made(*job, result);
             }
             Body::OutputsRemade(remade) if !succeeded(remade.outcome()) => {
                 self.set_outcome(remade.job, Outcome::InfraError.into());
@@ -102,6 +111,35 @@ impl Record {
             Body::OutputsRemade(_) | Body::JobQueued(_) | Body::JobWaiting(_) | Body::Output(_) => {
             }
         }
+    }
+
+    fn made(&mut self, job: u32, result: &wire::JobResult) {
+        if let Some(root) = &result.output_root {
+            self.outputs.insert(job, root.clone());
+        }
+    }
+
+    /// What is known of jobs that have finished, and of the newest attempts of the others.
+    pub(crate) fn heard(&self) -> wire::HeardBatch {
+        let finished = self.outcome_of.iter().map(|(job, outcome)| wire::HeardJob {
+            job: *job,
+            outcome: *outcome,
+            output_root: self.outputs.get(job).cloned(),
+            action_key: self.runs.get(job).cloned().unwrap_or_default(),
+        });
+        let mut newest: BTreeMap<u32, wire::HeardAttempt> = BTreeMap::new();
+        let ended = self.attempts.iter().map(|it| (it.job, it.number, &it.worker, false));
+        let running =
+            self.running.iter().map(|((job, number), worker)| (*job, *number, worker, true));
+        for (job, number, worker, running) in ended.chain(running) {
+            let known = newest.get(&job).map_or(0, |attempt| attempt.number);
+            if number >= known && !self.outcome_of.contains_key(&job) {
+                let worker = worker.clone();
+                newest.insert(job, wire::HeardAttempt { job, number, worker, running });
+            }
+        }
+        let attempts = newest.into_values().collect();
+        wire::HeardBatch { finished: finished.collect(), attempts }
     }
 
     /// A job counts once: under the way in which it ended last.

@@ -26,6 +26,7 @@ use super::deliver::{Content, Deliveries, Done, Errand};
 use super::events::EventFile;
 use super::hints;
 use super::lend::Lender;
+use super::reconnect::{Link, Reconnector};
 use super::record::{Record, succeeded};
 use super::sources::Sources;
 use super::submit::send;
@@ -52,6 +53,8 @@ pub(crate) struct Parts {
     /// What lies in the output directory, being found out.
     pub(crate) existing: JoinHandle<HashMap<u32, Digest>>,
     pub(crate) requests: mpsc::Sender<wire::BuildRequest>,
+    /// None: a coordinator that is lost ends the build.
+    pub(crate) reconnector: Option<Reconnector>,
     /// For bytes, not for control.
     pub(crate) bytes: Channel,
     /// The source root.
@@ -70,8 +73,14 @@ pub(crate) struct Ended {
 /// A running build.
 pub(crate) struct Session {
     parts: Parts,
+    /// How the build is known at the coordinator.
+    build: Option<wire::BuildLender>,
     lender: Option<JoinHandle<()>>,
     uploader: Option<JoinHandle<()>>,
+    /// The coordinator is away and is dialled.
+    reconnecting: Option<JoinHandle<Result<Link, String>>>,
+    /// The last event that was taken in.
+    last_seq: u64,
     troubles: (mpsc::Sender<String>, mpsc::Receiver<String>),
     /// Infrastructure failed on this side.
     spoilt: bool,
@@ -85,6 +94,8 @@ pub(crate) struct Session {
     awaited: HashMap<u32, Awaited>,
     /// Jobs whose outputs are in their places, which the coordinator is about to hear.
     delivered: Vec<u32>,
+    /// Those of which it has been told, in case another one has to hear of them.
+    told_delivered: Vec<u32>,
     remakes: HashMap<u32, u32>,
 }
 
@@ -100,8 +111,11 @@ impl Session {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
             parts,
+            build: None,
             lender: None,
             uploader: None,
+            reconnecting: None,
+            last_seq: 0,
             troubles: mpsc::channel(1),
             spoilt: false,
             untold: false,
@@ -110,6 +124,7 @@ impl Session {
             deadline: None,
             awaited: HashMap::new(),
             delivered: Vec::new(),
+            told_delivered: Vec::new(),
             remakes: HashMap::new(),
         }
     }
@@ -122,19 +137,33 @@ impl Session {
     /// Runs the build to its end.
     pub(crate) async fn run(
         mut self,
-        mut events: Streaming<BuildEvents>,
+        events: Streaming<BuildEvents>,
         interrupt: &Interrupt,
     ) -> Ended {
         let mut redraw = tokio::time::interval(REFRESH);
         redraw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut events = Some(events);
         while !(self.silent && self.parts.deliveries.is_idle()) {
             let deadline = self.deadline.unwrap_or_else(|| Instant::now() + LAST_ERRANDS);
             tokio::select! {
-                message = events.message(), if !self.silent => match message {
+                message = message_of(&mut events), if !self.silent => match message {
                     Ok(Some(batch)) => self.take(batch).await,
-                    Ok(None) => self.hang_up(None),
-                    Err(status) => self.hang_up(Some(status.message())),
+                    Ok(None) => {
+                        events = None;
+                        self.hang_up(None);
+                    }
+                    Err(status) => {
+                        events = None;
+                        self.hang_up(Some(status.message()));
+                    }
                 },
+                link = link_of(&mut self.reconnecting) => {
+                    self.reconnecting = None;
+                    match link {
+                        Ok(link) => events = Some(self.reattach(link).await),
+                        Err(why) => self.give_up(&why),
+                    }
+                }
                 done = self.parts.deliveries.next() => self.done(done).await,
                 Some(trouble) = self.troubles.1.recv() => self.spoil(&trouble).await,
                 () = interrupt.first(), if !self.cancelled => self.cancel().await,
@@ -152,6 +181,14 @@ impl Session {
     async fn take(&mut self, batch: BuildEvents) {
         let mut lines = String::new();
         for event in batch.events {
+            if event.seq <= self.last_seq {
+                continue;
+            }
+            if event.seq > self.last_seq + 1 {
+                let text = format!("the coordinator left events out after {}", self.last_seq);
+                return self.spoil(&text).await;
+            }
+            self.last_seq = event.seq;
             let Some(body) = &event.body else { continue };
             self.parts.record.apply(body);
             self.parts.events.write(&event, &self.parts.record);
@@ -170,13 +207,19 @@ impl Session {
             }
         }
         self.say(&mut lines);
+        if self.parts.reconnector.is_some() {
+            self.tell(Request::HeardSeq(self.last_seq)).await;
+        }
         self.tell_delivered().await;
     }
 
     /// Tells what has been delivered meanwhile, in one message.
     async fn tell_delivered(&mut self) {
-        if !self.delivered.is_empty() {
+        if !self.delivered.is_empty() && self.reconnecting.is_none() {
             let jobs = std::mem::take(&mut self.delivered);
+            if self.parts.reconnector.is_some() {
+                self.told_delivered.extend(&jobs);
+            }
             self.tell(Request::Delivered(wire::JobReports { jobs })).await;
         }
     }
@@ -190,7 +233,16 @@ impl Session {
     }
 
     async fn started(&mut self, started: wire::BuildStarted) {
-        let build = wire::BuildLender { build_id: started.build_id, secret: started.lend_secret };
+        let (build_id, secret) = (started.build_id, started.lend_secret);
+        self.build = Some(wire::BuildLender { build_id, secret });
+        self.lend();
+        let existing = (&mut self.parts.existing).await.unwrap_or_default();
+        self.parts.deliveries.set_existing(existing);
+    }
+
+    /// Lends what this build declares.
+    fn lend(&mut self) {
+        let Some(build) = self.build.clone() else { return };
         let lender = Lender::new(
             self.parts.bytes.clone(),
             self.parts.sources.snapshot.clone(),
@@ -202,8 +254,46 @@ impl Session {
             self.uploader = Some(tokio::spawn(lender.clone().upload()));
         }
         self.lender = Some(tokio::spawn(lender.lend()));
-        let existing = (&mut self.parts.existing).await.unwrap_or_default();
-        self.parts.deliveries.set_existing(existing);
+    }
+
+    /// The coordinator is there again.
+    async fn reattach(&mut self, link: Link) -> Streaming<BuildEvents> {
+        self.parts.screen.note("the coordinator is back, the build goes on");
+        self.parts.requests = link.requests;
+        self.lend();
+        self.parts.deliveries.attach();
+        let jobs = std::mem::take(&mut self.told_delivered);
+        self.delivered.extend(jobs);
+        self.tell_delivered().await;
+        if self.deadline.is_some() {
+            self.tell(Request::Cancel(wire::CancelBuild {})).await;
+        }
+        link.events
+    }
+
+    /// The stream broke: comes back if it may. False: it may not.
+    fn come_back(&mut self, why: &str) -> bool {
+        let going_on = self.parts.record.ended.is_none() && self.deadline.is_none();
+        let (Some(reconnector), Some(build)) = (self.parts.reconnector.clone(), self.build.clone())
+        else {
+            return false;
+        };
+        if !going_on {
+            return false;
+        }
+        for task in [self.lender.take(), self.uploader.take()].into_iter().flatten() {
+            task.abort();
+        }
+        self.parts.deliveries.detach();
+        let seconds = reconnector.limit.as_secs();
+        let text =
+            format!("the coordinator is lost ({why}); waiting for it, for {seconds} s at most");
+        self.parts.screen.note(&text);
+        let wire::BuildLender { build_id, secret } = build;
+        let resume = wire::ResumeBuild { build_id, secret, seq: self.last_seq };
+        let heard = self.parts.record.heard();
+        self.reconnecting = Some(tokio::spawn(reconnector.reconnect(resume, heard)));
+        true
     }
 
     async fn job_finished(&mut self, finished: wire::JobFinished, lines: &mut String) {
@@ -375,6 +465,14 @@ impl Session {
 
     /// The coordinator's stream has ended.
     fn hang_up(&mut self, error: Option<&str>) {
+        let why = error.unwrap_or("it closed the connection");
+        if !self.come_back(why) {
+            self.give_up(why);
+        }
+    }
+
+    /// Nothing more is heard from the coordinator.
+    fn give_up(&mut self, why: &str) {
         self.silent = true;
         let deadline = Instant::now() + LAST_ERRANDS;
         self.deadline = Some(self.deadline.map_or(deadline, |old| old.min(deadline)));
@@ -382,7 +480,6 @@ impl Session {
             self.spoilt = true;
             self.parts.deliveries.stop();
             if !self.cancelled {
-                let why = error.unwrap_or("it closed the connection");
                 self.parts.screen.note(&format!("error: the coordinator is lost: {why}"));
             }
         }
@@ -391,6 +488,9 @@ impl Session {
     fn end(mut self) -> Ended {
         for task in [self.lender.take(), self.uploader.take()].into_iter().flatten() {
             task.abort();
+        }
+        if let Some(reconnecting) = self.reconnecting.take() {
+            reconnecting.abort();
         }
         self.parts.screen.close();
         self.parts.events.flush();
@@ -407,6 +507,26 @@ impl Session {
         let exit = Exit::of_all(exits.chain(spoilt.then_some(Exit::INFRASTRUCTURE)));
         let outcome = outcome_of(exit, &record);
         Ended { record, outcome, exit }
+    }
+}
+
+/// The next message, while there is a stream.
+async fn message_of(
+    events: &mut Option<Streaming<BuildEvents>>,
+) -> Result<Option<BuildEvents>, tonic::Status> {
+    match events {
+        Some(events) => events.message().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next stream, while one is waited for.
+async fn link_of(
+    reconnecting: &mut Option<JoinHandle<Result<Link, String>>>,
+) -> Result<Link, String> {
+    match reconnecting {
+        Some(task) => task.await.unwrap_or_else(|error| Err(error.to_string())),
+        None => std::future::pending().await,
     }
 }
 

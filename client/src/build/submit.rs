@@ -16,6 +16,8 @@ const PROTOCOL: u32 = 1;
 const PRIORITY_CLASS: u32 = 100;
 /// Messages are closed when they reach this size.
 const BATCH_BYTES: usize = 1 << 20;
+/// What was heard of so many jobs goes in one message.
+const HEARD_AT_ONCE: usize = 8192;
 
 /// How a build is to be run.
 #[derive(Clone, Debug)]
@@ -25,13 +27,15 @@ pub(crate) struct Terms {
     pub(crate) no_cache: bool,
     pub(crate) observed_inputs: bool,
     pub(crate) title: String,
+    /// The client comes back if its stream breaks.
+    pub(crate) resumable: bool,
 }
 
 /// The coordinator has stopped listening.
 #[derive(Debug)]
 pub(crate) struct Gone;
 
-/// Sends a submission; waits while the coordinator takes no more.
+/// Sends a submission, of a build that goes on with what was heard of it; waits while the coordinator takes no more.
 ///
 /// # Errors
 /// The call has ended; it says why.
@@ -40,8 +44,11 @@ pub(crate) async fn submit(
     terms: Terms,
     plan: Arc<Plan>,
     sources: Sources,
+    going_on: Option<(wire::ResumeBuild, wire::HeardBatch)>,
 ) -> Result<(), Gone> {
-    send(requests, Body::Header(header(&terms, &plan))).await?;
+    let (resume, heard) = going_on.unzip();
+    let header = wire::BuildHeader { resume, ..header(&terms, &plan) };
+    send(requests, Body::Header(header)).await?;
     let mut batch = Batch::default();
     for blob in sources.snapshot.directories().values() {
         if let Some(blobs) = batch.push(blob.clone(), blob.len()) {
@@ -62,6 +69,15 @@ pub(crate) async fn submit(
         }
     }
     send(requests, Body::Jobs(wire::JobBatch { jobs: batch.items })).await?;
+    let heard = heard.unwrap_or_default();
+    for some in heard.finished.chunks(HEARD_AT_ONCE) {
+        let batch = wire::HeardBatch { finished: some.to_vec(), attempts: Vec::new() };
+        send(requests, Body::Heard(batch)).await?;
+    }
+    for some in heard.attempts.chunks(HEARD_AT_ONCE) {
+        let batch = wire::HeardBatch { finished: Vec::new(), attempts: some.to_vec() };
+        send(requests, Body::Heard(batch)).await?;
+    }
     send(requests, Body::Run(wire::RunBuild {})).await
 }
 
@@ -88,6 +104,8 @@ fn header(terms: &Terms, plan: &Plan) -> wire::BuildHeader {
         salt: plan.graph().salt().to_owned(),
         title: terms.title.clone(),
         without_observed_inputs: !terms.observed_inputs,
+        resumable: terms.resumable,
+        resume: None,
     }
 }
 

@@ -14,7 +14,7 @@ use super::prefetch::fitted;
 use super::{Core, Message};
 use crate::event_log::unix_ms;
 use crate::locator::Session as SessionId;
-use crate::state::{JobLink, Looked, Recorded};
+use crate::state::{AttemptEnd as KeptEnd, JobLink, Looked, Recorded};
 
 /// An attempt under way.
 pub(super) struct Attempt {
@@ -37,6 +37,7 @@ pub(super) struct Records {
     results: Vec<Recorded>,
     links: Vec<JobLink>,
     looked: Vec<Looked>,
+    ends: Vec<KeptEnd>,
 }
 
 /// How an attempt ended, for the effects that name it.
@@ -46,6 +47,38 @@ pub(super) struct Ended {
     pub(super) reason: String,
     /// The output tree, if it is small.
     pub(super) directories: Vec<Bytes>,
+}
+
+impl Attempt {
+    /// An attempt that a worker brought from before the start.
+    pub(super) fn adopted(job: JobRef, number: u32, session: SessionId, worker: String) -> Self {
+        Self {
+            job,
+            number,
+            session,
+            worker,
+            queued_ms: 0,
+            client_bytes: 0,
+            report: None,
+            cancelled: false,
+        }
+    }
+
+    /// For the client.
+    fn finished(&self, build: &Build, report: &wire::AttemptEnded) -> wire::AttemptFinished {
+        let timings = report.result.as_ref().and_then(|result| result.timings).unwrap_or_default();
+        wire::AttemptFinished {
+            job: build.client_number(self.job),
+            number: self.number,
+            worker: self.worker.clone(),
+            outcome: attempt_outcome(report.end()).into(),
+            exit_code: report.result.as_ref().map_or(0, |result| result.exit_code),
+            reason: report.reason.clone(),
+            timings: Some(wire::Timings { queued_ms: self.queued_ms, ..timings }),
+            files_opened: report.files_opened,
+            prefetched: report.prefetched,
+        }
+    }
 }
 
 impl Core {
@@ -73,6 +106,7 @@ impl Core {
                 .scheduler
                 .handle(sched::Time(now_ms), sched::Event::AttemptEnded { attempt: id, end });
         };
+        let number = number + build.earlier_attempts(job);
         let index = job.index as usize;
         let roots: Vec<Option<Digest>> =
             build.work.deps(index).iter().map(|dep| build.jobs[dep.get()].output_root).collect();
@@ -96,6 +130,13 @@ impl Core {
             digest_function: build.function as i32,
             build_ids: vec![build.public_id.clone()],
             unrecorded: !build.is_observed(job),
+            origin: Some(wire::AttemptOrigin {
+                build_id: build.public_id.clone(),
+                job: build.client_number(job),
+                number,
+                action_key: Bytes::copy_from_slice(&prepared.key),
+                shared: build.work.is_cacheable(index),
+            }),
         };
         let queued_ms = now_ms.saturating_sub(build.job(job).queued_ms);
         build.events.append(Body::AttemptStarted(wire::AttemptStarted {
@@ -155,6 +196,8 @@ impl Core {
         if let Some(entry) = self.attempts.get_mut(&attempt) {
             entry.cancelled = true;
             self.repeat_cancellation(attempt);
+        } else {
+            self.drop_unclaimed(attempt);
         }
     }
 
@@ -213,7 +256,10 @@ impl Core {
         let id = AttemptId(ended.attempt);
         let known = self.attempts.get_mut(&id).filter(|attempt| attempt.session == session);
         let Some(attempt) = known else {
-            return self.acknowledge(session, id);
+            if !self.unclaimed_ended(session, &ended) {
+                self.acknowledge(session, id);
+            }
+            return;
         };
         if attempt.report.is_some() {
             return;
@@ -221,9 +267,47 @@ impl Core {
         let job = attempt.job;
         let succeeded = ended.end() == wire::AttemptEnd::AttemptSucceeded;
         attempt.report = Some(ended);
-        if !(succeeded && self.record_success(id, job)) {
+        let recorded = succeeded && self.record_success(id, job);
+        let kept = self.record_end(id, job, recorded);
+        if !(recorded || kept) {
             self.conclude(id);
         }
+    }
+
+    /// Writes down how the last attempt of a job ended, if the build may have to go on after a restart. `recorded`:
+    /// its result is written as that of the action.
+    fn record_end(&mut self, id: AttemptId, job: JobRef, recorded: bool) -> bool {
+        let Some(build) = self.builds.get(&job.build) else {
+            return false;
+        };
+        if !(self.shared.durable && build.header.resumable) {
+            return false;
+        }
+        let Some(attempt) = self.attempts.get(&id) else {
+            return false;
+        };
+        let (Some(report), Some(prepared)) = (&attempt.report, &build.job(job).prepared) else {
+            return false;
+        };
+        let is_last = matches!(
+            scheduler_end(report),
+            sched::AttemptEnd::Succeeded | sched::AttemptEnd::Failed | sched::AttemptEnd::TimedOut
+        );
+        if !is_last {
+            return false;
+        }
+        let holder = self.sessions.get(attempt.session).map(|entry| entry.store_name.clone());
+        self.records.ends.push(KeptEnd {
+            build_id: build.public_id.clone(),
+            finished: attempt.finished(build, report),
+            action_key: prepared.key,
+            result: report.result.clone().filter(|_| !recorded),
+            holders: holder.into_iter().collect(),
+        });
+        if !recorded {
+            self.records.attempts.push(id);
+        }
+        true
     }
 
     /// Writes a successful result down, durable before anybody hears of it. False: it is none to be
@@ -281,14 +365,14 @@ impl Core {
 
     /// Sends the results that one round has gathered to the database.
     pub(super) fn send_records(&mut self) {
-        let Records { attempts, results, links, looked } = std::mem::take(&mut self.records);
+        let Records { attempts, results, links, looked, ends } = std::mem::take(&mut self.records);
         if attempts.is_empty() {
             return;
         }
         let state = self.shared.state.clone();
         self.spawn_message(async move {
             let looked = fitted(looked).await;
-            let written = state.record_all(results, links, looked, unix_ms()).await;
+            let written = state.record_all(results, links, looked, ends, unix_ms()).await;
             Message::Recorded { attempts, error: written.err().map(|error| error.to_string()) }
         });
     }
@@ -318,10 +402,10 @@ impl Core {
 
     /// The attempt is over: the scheduler and the client hear of it, the worker may forget it.
     fn conclude(&mut self, id: AttemptId) {
-        let Some(attempt) = self.attempts.remove(&id) else {
+        let Some(mut attempt) = self.attempts.remove(&id) else {
             return;
         };
-        let Some(report) = attempt.report else { return };
+        let Some(report) = attempt.report.take() else { return };
         let session = self.sessions.get_mut(attempt.session);
         let store = session.map(|session| {
             session.running.remove(&id);
@@ -344,13 +428,7 @@ impl Core {
             self.dep_lost(attempt.job, *dep as usize);
         }
         self.count(&attempt.job, &report, attempt.client_bytes);
-        self.append_attempt_finished(
-            attempt.job,
-            attempt.number,
-            &attempt.worker,
-            &report,
-            attempt.queued_ms,
-        );
+        self.append_attempt_finished(&attempt, &report);
         self.ended.insert(
             id,
             Ended { result, reason: report.reason, directories: report.output_directories },
@@ -397,29 +475,11 @@ impl Core {
         build.bytes.from_backing_store += report.bytes_from_backing_store;
     }
 
-    fn append_attempt_finished(
-        &self,
-        job: JobRef,
-        number: u32,
-        worker: &str,
-        report: &wire::AttemptEnded,
-        queued_ms: u64,
-    ) {
-        let Some(build) = self.builds.get(&job.build) else {
+    fn append_attempt_finished(&self, attempt: &Attempt, report: &wire::AttemptEnded) {
+        let Some(build) = self.builds.get(&attempt.job.build) else {
             return;
         };
-        let timings = report.result.as_ref().and_then(|result| result.timings).unwrap_or_default();
-        build.events.append(Body::AttemptFinished(wire::AttemptFinished {
-            job: build.client_number(job),
-            number,
-            worker: worker.to_owned(),
-            outcome: attempt_outcome(report.end()).into(),
-            exit_code: report.result.as_ref().map_or(0, |result| result.exit_code),
-            reason: report.reason.clone(),
-            timings: Some(wire::Timings { queued_ms, ..timings }),
-            files_opened: report.files_opened,
-            prefetched: report.prefetched,
-        }));
+        build.events.append(Body::AttemptFinished(attempt.finished(build, report)));
     }
 
     /// The worker of an attempt is gone; the scheduler hears of that from `WorkerLeft`.
@@ -432,9 +492,8 @@ impl Core {
             reason: format!("worker {worker} was lost"),
             ..Default::default()
         };
-        let (job, number) = (attempt.job, attempt.number);
-        self.count(&job, &report, attempt.client_bytes);
-        self.append_attempt_finished(job, number, worker, &report, attempt.queued_ms);
+        self.count(&attempt.job, &report, attempt.client_bytes);
+        self.append_attempt_finished(&attempt, &report);
         self.ended
             .insert(id, Ended { result: None, reason: report.reason, directories: Vec::new() });
     }

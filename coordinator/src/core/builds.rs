@@ -9,11 +9,12 @@ use distbuild_proto::wire::build_event::Body;
 use distbuild_proto::{Digest, DigestFunction, wire};
 use distbuild_sched as sched;
 use distbuild_sched::{BuildId, JobRef, StoreId};
+use tokio::time::Instant;
 
-use super::Core;
 use super::prefetch::Ledger;
 use super::work::{Prepared, Work};
-use crate::event_log::{EventLog, unix_ms};
+use super::{Core, Resumed};
+use crate::event_log::{EventLog, Reader, unix_ms};
 use crate::locator::Session as SessionId;
 use crate::metadata::BuildMetadata;
 use crate::pools::Properties;
@@ -47,6 +48,8 @@ pub(crate) struct Submission {
     pub(crate) metadata: BuildMetadata,
     /// Every source file that some job declares.
     pub(crate) declared: HashSet<Digest>,
+    /// It went on before this coordinator was started.
+    pub(crate) resumed: Option<Box<Resumed>>,
 }
 
 /// What the client gets back.
@@ -97,6 +100,14 @@ pub(super) struct Build {
     pub(super) ran_on: BTreeSet<SessionId>,
     /// The edge needs the execution no more.
     pub(super) let_go: bool,
+    /// It went on before this coordinator was started.
+    pub(super) resumed: Option<Box<Resumed>>,
+    /// Of some jobs, by position: attempts that the scheduler does not know of.
+    pub(super) earlier: BTreeMap<u32, u32>,
+    /// The client's stream.
+    pub(super) reader: Reader,
+    /// Since when it is broken.
+    pub(super) client_lost: Option<Instant>,
 }
 
 /// A build that has ended, on its way out.
@@ -247,6 +258,9 @@ impl Core {
         if self.builds.len() - self.executions.running() >= max_builds {
             return Err(format!("{max_builds} builds are running, the limit; try again later"));
         }
+        if submission.resumed.is_some() && self.build_by_name(&submission.build_id).is_some() {
+            return Err("the build goes on already".to_owned());
+        }
         Ok(self.begin(submission))
     }
 
@@ -258,15 +272,21 @@ impl Core {
         let mut graph = std::mem::take(&mut submission.plan);
         graph.map_selectors(|pool| selectors[pool.0 as usize]);
         let id_bytes = submission.id_bytes.clone();
-        let build = self.new_build(id, submission);
+        let mut build = self.new_build(id, submission);
         let events = build.events.clone();
         let (public_id, lend_secret) = (build.public_id.clone(), build.secret.clone());
         let summary = build.summary(wire::Outcome::Unspecified, false);
-        events.append(Body::BuildStarted(wire::BuildStarted {
-            build_id: public_id,
-            lend_secret,
-            job_ids: id_bytes.clone(),
-        }));
+        if build.resumed.is_some() {
+            tracing::info!(build = public_id, "a build goes on");
+            self.tell_missed(&mut build);
+            self.resumes(&public_id);
+        } else {
+            events.append(Body::BuildStarted(wire::BuildStarted {
+                build_id: public_id,
+                lend_secret,
+                job_ids: id_bytes.clone(),
+            }));
+        }
         let user = build.header.user.clone();
         let class = u8::try_from(build.header.priority_class).unwrap_or(u8::MAX);
         let keep_going = build.header.keep_going;
@@ -296,6 +316,11 @@ impl Core {
             }
             jobs.push(record);
         }
+        let seq = submission.resumed.as_ref().map_or(0, |resumed| resumed.seq);
+        let events = match submission.header.resumable {
+            true => EventLog::resumable(seq, self.shared.limits.max_unheard_events),
+            false => EventLog::default(),
+        };
         Build {
             public_id: submission.build_id,
             secret: submission.secret,
@@ -308,7 +333,7 @@ impl Core {
             declared: submission.declared,
             _metadata: submission.metadata,
             jobs,
-            events: EventLog::default(),
+            events,
             opened: HashSet::new(),
             bytes: wire::ByteCounts::default(),
             sent_ahead: Ledger::default(),
@@ -319,6 +344,10 @@ impl Core {
             last_waiting: None,
             ran_on: BTreeSet::new(),
             let_go: false,
+            resumed: submission.resumed,
+            earlier: BTreeMap::new(),
+            reader: Reader::default(),
+            client_lost: None,
         }
     }
 
@@ -382,6 +411,20 @@ impl Core {
         }
     }
 
+    /// The coordinator is shutting down: a build that can go on after the next start is left as it is, any other
+    /// ends.
+    pub(super) fn leave(&mut self, id: BuildId) {
+        let durable = self.shared.durable;
+        let goes_on = |build: &&mut Build| durable && build.header.resumable;
+        match self.builds.get_mut(&id).filter(goes_on) {
+            Some(build) => {
+                build.events.go_away();
+                self.builds.remove(&id);
+            }
+            None => self.client_report(id, ClientReport::ShutDown),
+        }
+    }
+
     /// The output tree of a job's dependency, by its position among the dependencies.
     pub(super) fn dep_output(&self, job: JobRef, dep: usize) -> Option<Digest> {
         let build = self.builds.get(&job.build)?;
@@ -400,6 +443,7 @@ impl Core {
             bytes: Some(build.bytes),
         }));
         build.events.close();
+        self.keep_log(&build);
         if matches!(build.work, Work::Action(_)) {
             return self.execution_ended(id, build);
         }

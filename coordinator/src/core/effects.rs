@@ -25,6 +25,7 @@ impl Core {
                 Effect::Assign { attempt, number, job, worker, resources } => {
                     self.assign(attempt, number, job, worker, resources);
                 }
+                Effect::Adopted { attempt, job } => self.adopted(attempt, job),
                 Effect::CancelAttempt { attempt } => self.cancel_attempt(attempt),
                 Effect::JobEnded { job, outcome } => self.job_ended(job, outcome),
                 Effect::Remade { job, how } => self.remade(job, how),
@@ -69,6 +70,12 @@ impl Core {
     /// The dependencies of a job are done: its action is known and may have been run before.
     fn look_up(&mut self, job: JobRef) {
         let now_ms = self.now_ms();
+        if let Some(outcome) = self.known_death(job) {
+            let answer = sched::Answer::Dead { outcome };
+            return self
+                .scheduler
+                .handle(sched::Time(now_ms), sched::Event::LookedUp { job, answer });
+        }
         let Some(build) = self.builds.get_mut(&job.build) else {
             return;
         };
@@ -113,7 +120,10 @@ impl Core {
         let joinable = build.work.is_cacheable(job.index as usize);
         let key = build.job(job).prepared.as_ref().filter(|_| joinable);
         let key = key.map(|prepared| sched::ActionKey(prepared.key));
-        let answer = sched::Answer::Miss { key };
+        let answer = match self.claim(job, joinable) {
+            Some(attempt) => sched::Answer::Running { key, attempt },
+            None => sched::Answer::Miss { key },
+        };
         self.scheduler.handle(self.now(), sched::Event::LookedUp { job, answer });
     }
 
@@ -165,7 +175,9 @@ impl Core {
     fn job_ended(&mut self, job: JobRef, outcome: Outcome) {
         self.take_result(job, outcome);
         let (wire_outcome, reason, dependency) = self.describe(job, outcome);
-        let now = self.now();
+        if self.ended_before(job, outcome, wire_outcome, &reason) {
+            return self.deliver_nothing(job, outcome);
+        }
         let Some(build) = self.builds.get_mut(&job.build) else {
             return;
         };
@@ -201,9 +213,17 @@ impl Core {
             output_directories,
             stood_action_key,
         }));
+        self.deliver_nothing(job, outcome);
+    }
+
+    /// A client that wants no outputs has all that it wants of a job that succeeded.
+    fn deliver_nothing(&mut self, job: JobRef, outcome: Outcome) {
+        let Some(build) = self.builds.get(&job.build) else {
+            return;
+        };
         let undelivered = !build.header.wants_outputs && build.requested[job.index as usize];
         if undelivered && matches!(outcome, Outcome::Succeeded { .. }) {
-            self.scheduler.handle(now, sched::Event::Delivered { job });
+            self.scheduler.handle(self.now(), sched::Event::Delivered { job });
         }
     }
 
@@ -301,10 +321,14 @@ impl Core {
         };
         match outcome {
             Outcome::Succeeded { how } => {
+                let resumed = self.builds.get(&job.build).and_then(|it| it.resumed.as_ref());
+                let executed = resumed.is_some_and(|resumed| resumed.succeeded(job.index));
                 let no_cache =
                     || self.builds.get(&job.build).is_some_and(|build| build.header.no_cache);
                 let outcome = match how {
                     How::Executed { .. } => wire::Outcome::Executed,
+                    // In this build, before the coordinator was started again.
+                    How::Cached if executed => wire::Outcome::Executed,
                     // An equal job was executed meanwhile, this one was not: as good as cached,
                     // except to who asked for an execution and got one.
                     How::Joined { .. } if no_cache() => wire::Outcome::Executed,

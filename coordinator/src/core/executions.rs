@@ -117,6 +117,7 @@ impl Core {
             pool_of: vec![0],
             metadata: self.shared.metadata.build(execution.function),
             declared: HashSet::new(),
+            resumed: None,
         }))
     }
 

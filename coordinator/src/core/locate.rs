@@ -34,6 +34,9 @@ impl Core {
         request: &wire::LocateRequest,
         reply: &mpsc::Sender<wire::Located>,
     ) {
+        if self.park(request, reply) {
+            return;
+        }
         let attempt = self.attempts.get(&AttemptId(request.attempt));
         let job = attempt.map(|attempt| attempt.job);
         for (index, wanted) in request.blobs.iter().enumerate() {

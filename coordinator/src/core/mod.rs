@@ -14,6 +14,7 @@ mod lookups;
 mod observed;
 mod output_trees;
 mod prefetch;
+mod resume;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -33,11 +34,13 @@ pub(crate) use executions::{Execution, Refused};
 pub(crate) use locate::Waiter;
 pub(crate) use lookups::Claim;
 pub(crate) use prefetch::Foreseen;
+pub(crate) use resume::{Attached, Earlier, Resumed};
 pub(crate) use sessions::{Joined, secret};
 pub(crate) use work::{GraphWork, Work};
 
 use crate::config::Limits;
 use crate::directories::KnownDirectories;
+use crate::event_log::Reader;
 use crate::locator::{Locator, Session};
 use crate::metadata::Metadata;
 use crate::pools::{Pools, Properties, Selected};
@@ -62,6 +65,14 @@ pub(crate) enum Message {
         claims: Vec<Claim>,
         reply: oneshot::Sender<Vec<Option<Vec<StoreId>>>>,
     },
+    /// Are the workers back that were connected before the start, or have they had the time?
+    Recovered { reply: oneshot::Sender<()> },
+    /// May a client submit this build again, to go on with it?
+    MayResume { build_id: String, reply: oneshot::Sender<bool> },
+    /// A client's next stream to a build that this coordinator runs.
+    Attach { resume: wire::ResumeBuild, reply: oneshot::Sender<Option<Attached>> },
+    /// A client's stream has ended: it was closed, or it broke.
+    ClientGone { build: BuildId, reader: Reader, closed: bool },
     /// Run a build.
     Submit { submission: Box<Submission>, reply: oneshot::Sender<Result<Accepted, String>> },
     /// Run one action.
@@ -110,7 +121,7 @@ pub(crate) enum Message {
     Workers { reply: oneshot::Sender<Vec<wire::WorkerInfo>> },
     /// Cancel by public id; answers whether there is such a build.
     Cancel { build_id: String, reply: oneshot::Sender<bool> },
-    /// End everything; answered when the builds have ended.
+    /// End everything; answered when the builds have ended. What can go on after the next start is left to that.
     Shutdown { reply: oneshot::Sender<()> },
 }
 
@@ -151,6 +162,8 @@ pub(crate) struct Shared {
     pub(crate) directories: KnownDirectories,
     pub(crate) store: distbuild_cas::DiskStore,
     pub(crate) limits: Arc<Limits>,
+    /// The state is this coordinator's alone: who is started after it goes on where it ends.
+    pub(crate) durable: bool,
 }
 
 /// Who holds an output tree, and which finished jobs of running builds rely on it.
@@ -197,6 +210,7 @@ struct Core {
     look_at_drained: bool,
     waiting_selects: Vec<(Instant, Vec<Properties>, oneshot::Sender<Vec<Selected>>)>,
     last_sweep: Instant,
+    recovery: resume::Recovery,
     shutdown: Option<oneshot::Sender<()>>,
 }
 
@@ -216,19 +230,28 @@ pub(crate) async fn start(
         pools.see(properties.collect());
     }
     let (messages, receiver) = mpsc::channel(WAITING_MESSAGES);
-    let core = Core::new(shared, pools, messages.downgrade());
+    let earlier = Earlier::load(&shared).await?;
+    let core = Core::new(shared, pools, earlier, messages.downgrade());
     let task = tokio::spawn(core.run(receiver));
     Ok((Handle { messages }, task))
 }
 
 impl Core {
-    fn new(shared: Shared, pools: Pools, handle: mpsc::WeakSender<Message>) -> Self {
+    fn new(
+        shared: Shared,
+        pools: Pools,
+        earlier: Earlier,
+        handle: mpsc::WeakSender<Message>,
+    ) -> Self {
         let limits = &shared.limits;
+        let scheduler = limits.scheduler.clone();
+        let scheduler = Scheduler::with_attempts_from(scheduler, earlier.first_attempt());
+        let sessions = sessions::Sessions::after(earlier.last_session());
         let grant_ms = u64::try_from(limits.grant.as_millis()).unwrap_or(u64::MAX);
         Self {
             handle,
             started: Instant::now(),
-            scheduler: Scheduler::new(limits.scheduler.clone()),
+            scheduler,
             pools,
             selectors: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -236,7 +259,7 @@ impl Core {
             builds: BTreeMap::new(),
             executions: executions::Executions::default(),
             last_build: 0,
-            sessions: sessions::Sessions::default(),
+            sessions,
             attempts: BTreeMap::new(),
             ended: BTreeMap::new(),
             trees: HashMap::new(),
@@ -252,6 +275,7 @@ impl Core {
             look_at_drained: false,
             waiting_selects: Vec::new(),
             last_sweep: Instant::now(),
+            recovery: resume::Recovery::new(earlier, limits.recovery, limits.client_reconnect),
             shutdown: None,
             shared,
         }
@@ -330,6 +354,7 @@ impl Core {
             self.last_sweep = Instant::now();
             self.end_stale_sessions();
             self.expire_checks();
+            self.expire_recovery();
             self.expire_selects();
             self.report_waiting();
             self.look_at_drained = true;
@@ -347,6 +372,16 @@ impl Core {
             }
             Message::Execute { execution, reply } => {
                 let _ = reply.send(self.execute(*execution));
+            }
+            Message::Recovered { reply } => self.await_recovery(reply),
+            Message::MayResume { build_id, reply } => {
+                let _ = reply.send(self.may_resume(&build_id));
+            }
+            Message::Attach { resume, reply } => {
+                let _ = reply.send(self.attach(&resume));
+            }
+            Message::ClientGone { build, reader, closed } => {
+                self.client_gone(build, reader, closed);
             }
             Message::LetGo { build } => self.let_go(build),
             Message::Abandoned { build_id } => self.release(&build_id),
@@ -399,7 +434,7 @@ impl Core {
                 self.shutdown = Some(reply);
                 let builds: Vec<_> = self.builds.keys().copied().collect();
                 for build in builds {
-                    self.client_report(build, ClientReport::ShutDown);
+                    self.leave(build);
                 }
             }
         }

@@ -106,7 +106,8 @@ impl Core {
         let state = self.shared.state.clone();
         tokio::spawn(async move {
             let looked = fitted(vec![looked]).await;
-            let written = state.record_all(Vec::new(), Vec::new(), looked, unix_ms()).await;
+            let written =
+                state.record_all(Vec::new(), Vec::new(), looked, Vec::new(), unix_ms()).await;
             if let Err(error) = written {
                 tracing::warn!(%error, "failed to remember an access record");
             }

@@ -19,6 +19,7 @@ use super::Core;
 use crate::locator::Session as SessionId;
 use crate::pools::Properties;
 use crate::relay::Lender;
+use crate::state::KnownSession;
 
 /// All sessions.
 #[derive(Debug, Default)]
@@ -62,9 +63,16 @@ pub(super) struct Session {
 pub(crate) struct Joined {
     pub(crate) session: SessionId,
     pub(crate) connection: u64,
+    /// To be written down before the worker is welcomed.
+    pub(crate) record: Option<KnownSession>,
 }
 
 impl Sessions {
+    /// None yet; they are numbered from the one after this.
+    pub(super) fn after(last_id: u32) -> Self {
+        Self { last_id, ..Self::default() }
+    }
+
     pub(super) fn get(&self, session: SessionId) -> Option<&Session> {
         self.by_id.get(&session)
     }
@@ -212,7 +220,7 @@ impl Core {
 
     pub(super) fn join(
         &mut self,
-        hello: wire::WorkerHello,
+        mut hello: wire::WorkerHello,
         outbox: mpsc::Sender<wire::ToWorker>,
         reply: oneshot::Sender<Joined>,
     ) {
@@ -223,13 +231,30 @@ impl Core {
                 && session.secret == hello.resume_secret
                 && session.store_name == hello.store_id
         });
+        let mut record = None;
         let session = if resumable {
             self.resume(&hello, connection, outbox);
             hello.resume_session
+        } else if let Some(known) = self.recovery.take_session(&hello) {
+            let held = std::mem::take(&mut hello.held_attempts);
+            let session = self.begin_session(hello, connection, outbox, Some(known));
+            self.reattach(session, held);
+            self.end_recovery();
+            session
         } else {
-            self.begin_session(hello, connection, outbox)
+            let store_name = hello.store_id.clone();
+            self.recovery.forget_store(&store_name);
+            let session = self.begin_session(hello, connection, outbox, None);
+            self.end_recovery();
+            if self.shared.durable
+                && let Some(entry) = self.sessions.get(session)
+            {
+                let (id, secret) = (entry.worker.0, entry.secret.clone());
+                record = Some(KnownSession { store_name, id, secret });
+            }
+            session
         };
-        let _ = reply.send(Joined { session, connection });
+        let _ = reply.send(Joined { session, connection, record });
     }
 
     fn welcome(&self, session: SessionId, resumed: bool) -> to_worker::Body {
@@ -313,13 +338,21 @@ impl Core {
         hello: wire::WorkerHello,
         connection: u64,
         outbox: mpsc::Sender<wire::ToWorker>,
+        known: Option<KnownSession>,
     ) -> SessionId {
         let store = self.sessions.store_id(&hello.store_id);
         if let Some((older, _)) = self.sessions.of_store(store) {
             self.end_session(older, true);
         }
-        self.sessions.last_id += 1;
-        let worker = WorkerId(self.sessions.last_id);
+        let resumed = known.is_some();
+        let (number, secret) = match known {
+            Some(known) => (known.id, known.secret),
+            None => {
+                self.sessions.last_id += 1;
+                (self.sessions.last_id, secret())
+            }
+        };
+        let worker = WorkerId(number);
         let id = u64::from(worker.0);
         let properties: Properties = hello.properties.into_iter().collect();
         let capacity = sched::Resources::new(hello.milli_cores, hello.memory_bytes);
@@ -329,7 +362,7 @@ impl Core {
             store_name: hello.store_id,
             name: hello.name,
             peer_address: hello.peer_address,
-            secret: secret(),
+            secret,
             properties: properties.clone(),
             capacity,
             notes: hello.notes,
@@ -342,10 +375,10 @@ impl Core {
             draining: false,
             dismissed: false,
         };
-        tracing::info!(worker.name = session.name, session = id, "worker joined");
+        tracing::info!(worker.name = session.name, session = id, resumed, "worker joined");
         self.sessions.by_id.insert(id, session);
         self.sessions.by_store.insert(store, id);
-        let welcome = self.welcome(id, false);
+        let welcome = self.welcome(id, resumed);
         self.send_to(id, welcome);
         self.learn_pool(&properties, i64::from(capacity.milli_cores));
         let joined =
@@ -407,9 +440,11 @@ impl Core {
         self.sessions.by_store.remove(&session.store);
         self.pools.change_online(&session.properties, -i64::from(session.capacity.milli_cores));
         self.shared.relay.forget(&Lender::Worker(id));
+        self.forget_session(session.worker.0);
         for attempt in &session.running {
             self.attempt_vanished(*attempt, &session.name);
         }
+        self.unclaimed_of_ended(id);
         // First nothing new goes there, then its outputs are lost, then its attempts are over: so
         // they find out that they have to wait for their inputs, and do not run elsewhere in vain.
         let (now, worker) = (self.now(), session.worker);

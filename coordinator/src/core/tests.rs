@@ -34,9 +34,10 @@ fn rig() -> Rig {
         metadata,
         store: distbuild_cas::DiskStore::open(store).unwrap(),
         limits: Arc::new(Limits::default()),
+        durable: false,
     };
     let (sender, messages) = mpsc::channel(WAITING_MESSAGES);
-    let core = Core::new(shared, Pools::default(), sender.downgrade());
+    let core = Core::new(shared, Pools::default(), Earlier::default(), sender.downgrade());
     Rig { core, _messages: messages, _sender: sender, _directory: directory }
 }
 
@@ -142,6 +143,7 @@ impl Rig {
             pool_of,
             metadata: self.core.shared.metadata.build(DigestFunction::Blake3),
             declared: Default::default(),
+            resumed: None,
         };
         self.core.submit(submission).unwrap().events
     }

@@ -10,8 +10,10 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::submission;
-use crate::core::{Accepted, ClientReport, Handle, Message, Shared, secret};
+use super::submission::{self, Named};
+use crate::core::{Accepted, Attached, ClientReport, Handle, Message, Shared, secret};
+use crate::event_log::Reader;
+use crate::state::AttemptEnd;
 
 /// Rows in one listing, if the caller names no number.
 const DEFAULT_ROWS: u32 = 1000;
@@ -47,6 +49,63 @@ impl Drop for Abandon {
     }
 }
 
+impl BuildsService {
+    /// Begins a build, or goes on with one that ran before this coordinator was started.
+    async fn submit(
+        &self,
+        header: wire::BuildHeader,
+        messages: &mut Streaming<wire::BuildRequest>,
+    ) -> Result<Attached, Status> {
+        let earlier = match &header.resume {
+            Some(resume) => Some(self.earlier(resume).await?),
+            None => None,
+        };
+        let (build_id, secret, ends) = match earlier {
+            Some(earlier) => earlier,
+            None => (new_build_id(), secret(), Vec::new()),
+        };
+        let is_new = header.resume.is_none();
+        let mut abandon =
+            Abandon { core: self.core.clone(), build_id: is_new.then(|| build_id.clone()) };
+        // What workers hold is known when they are back.
+        self.core.ask(|reply| Message::Recovered { reply }).await?;
+        let durable = self.shared.durable && header.resumable && is_new;
+        let named = Named { build_id: build_id.clone(), secret: secret.clone(), ends };
+        let submission =
+            submission::prepare(header, messages, &self.core, &self.shared, named).await?;
+        if durable {
+            // Before the client hears of the build.
+            let begun = self.shared.state.begin_build(build_id, secret).await;
+            begun.map_err(|error| Status::internal(error.to_string()))?;
+        }
+        let submission = Box::new(submission);
+        let Accepted { build, events } = self
+            .core
+            .ask(|reply| Message::Submit { submission, reply })
+            .await?
+            .map_err(Status::resource_exhausted)?;
+        abandon.build_id = None;
+        Ok(Attached { build: Some(build), events, reader: Reader::default() })
+    }
+
+    /// A build that ran before, and how its attempts ended.
+    async fn earlier(
+        &self,
+        resume: &wire::ResumeBuild,
+    ) -> Result<(String, Bytes, Vec<AttemptEnd>), Status> {
+        let unknown = || Status::not_found(format!("build {:?} is not known", resume.build_id));
+        let build_id = resume.build_id.clone();
+        if !self.core.ask(|reply| Message::MayResume { build_id, reply }).await? {
+            return Err(unknown());
+        }
+        let known = self.shared.state.running_build(resume.build_id.clone()).await;
+        let known = known.map_err(|error| Status::internal(error.to_string()))?;
+        let (secret, ends) =
+            known.filter(|(secret, _)| *secret == resume.secret).ok_or_else(unknown)?;
+        Ok((resume.build_id.clone(), secret, ends))
+    }
+}
+
 #[tonic::async_trait]
 impl Builds for BuildsService {
     type BuildStream = BoxStream<wire::BuildEvents>;
@@ -57,43 +116,57 @@ impl Builds for BuildsService {
         request: Request<Streaming<wire::BuildRequest>>,
     ) -> Result<Response<Self::BuildStream>, Status> {
         let mut messages = request.into_inner();
-        let build_id = new_build_id();
-        let mut abandon = Abandon { core: self.core.clone(), build_id: Some(build_id.clone()) };
-        let secret = secret();
-        let submission =
-            submission::prepare(&mut messages, &self.core, &self.shared, build_id, secret).await?;
-        let submission = Box::new(submission);
-        let Accepted { build, events } = self
-            .core
-            .ask(|reply| Message::Submit { submission, reply })
-            .await?
-            .map_err(Status::resource_exhausted)?;
-        abandon.build_id = None;
+        let first = messages.message().await?.and_then(|message| message.body);
+        let attached = match first {
+            Some(Body::Header(header)) => self.submit(header, &mut messages).await?,
+            Some(Body::Attach(resume)) => {
+                let text = format!("build {:?} does not run here", resume.build_id);
+                let attached = self.core.ask(|reply| Message::Attach { resume, reply }).await?;
+                attached.ok_or_else(|| Status::not_found(text))?
+            }
+            _ => return Err(Status::invalid_argument("a build begins with its header")),
+        };
+        let Attached { build, events, reader } = attached;
         let core = self.core.clone();
         // When the events have all been sent, nobody listens to the client any more.
         let told_all = CancellationToken::new();
         let guard = told_all.clone().drop_guard();
+        let log = events.clone();
         tokio::spawn(async move {
-            while let Some(Ok(Some(message))) =
-                told_all.run_until_cancelled(messages.message()).await
-            {
+            let closed = loop {
+                let message = match told_all.run_until_cancelled(messages.message()).await {
+                    Some(Ok(Some(message))) => message,
+                    // A client that has heard of the end closes its stream; one that closes it earlier wants its
+                    // build no more.
+                    Some(Ok(None)) => break true,
+                    Some(Err(_)) | None => break false,
+                };
                 let report = match message.body {
                     Some(Body::Delivered(jobs)) => ClientReport::Delivered(jobs.jobs),
                     Some(Body::OutputsMissing(job)) => ClientReport::OutputsMissing(job.job),
                     Some(Body::Cancel(_)) => ClientReport::Cancel,
+                    Some(Body::HeardSeq(seq)) => {
+                        log.heard(seq);
+                        continue;
+                    }
                     _ => continue,
                 };
+                let Some(build) = build else { continue };
                 if core.tell(Message::Report { build, report }).await.is_err() {
                     return;
                 }
+            };
+            if let Some(build) = build {
+                let _ = core.tell(Message::ClientGone { build, reader, closed }).await;
             }
-            // A client that has heard of the end closes its stream; one that goes away earlier
-            // wants its build no more.
-            let _ = core.tell(Message::Report { build, report: ClientReport::Cancel }).await;
         });
-        let stream = futures::stream::unfold((events, guard), |(events, guard)| async {
-            let next = events.next().await?;
-            Some((Ok(next), (events, guard)))
+        let stream = futures::stream::unfold(Some((events, guard)), move |state| async move {
+            let (events, guard) = state?;
+            match events.next_for(reader).await {
+                Ok(Some(next)) => Some((Ok(next), Some((events, guard)))),
+                Ok(None) => None,
+                Err(gone) => Some((Err(Status::unavailable(gone.to_string())), None)),
+            }
         });
         Ok(Response::new(Box::pin(stream)))
     }

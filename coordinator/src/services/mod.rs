@@ -3,6 +3,7 @@
 pub(crate) mod blobs;
 pub(crate) mod builds;
 mod locating;
+mod resuming;
 pub(crate) mod submission;
 pub(crate) mod workers;
 

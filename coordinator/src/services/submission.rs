@@ -15,10 +15,11 @@ use distbuild_sched as sched;
 use distbuild_sched::StoreId;
 use tonic::{Status, Streaming};
 
+use super::resuming;
 use crate::core::{Claim, GraphWork, Handle, Message, Shared, Submission, Work};
 use crate::metadata::BuildMetadata;
 use crate::pools::{Properties, Selected, TOOLCHAIN};
-use crate::state::CachedResult;
+use crate::state::{AttemptEnd, CachedResult};
 
 /// Version of the protocol that clients speak.
 const PROTOCOL: u32 = 1;
@@ -34,6 +35,14 @@ struct Received {
     jobs: Vec<wire::SubmittedJob>,
     metadata: BuildMetadata,
     declared: HashSet<Digest>,
+    heard: wire::HeardBatch,
+}
+
+/// Who a build is, and what is known of it from before this coordinator was started.
+pub(crate) struct Named {
+    pub(crate) build_id: String,
+    pub(crate) secret: Bytes,
+    pub(crate) ends: Vec<AttemptEnd>,
 }
 
 /// Jobs with what decides them, by position in the graph.
@@ -47,14 +56,15 @@ struct Keyed {
 /// # Errors
 /// The status that ends the call.
 pub(crate) async fn prepare(
+    header: wire::BuildHeader,
     messages: &mut Streaming<wire::BuildRequest>,
     core: &Handle,
     shared: &Shared,
-    build_id: String,
-    secret: Bytes,
+    named: Named,
 ) -> Result<Submission, Status> {
-    let received = receive(messages, shared).await?;
-    let Received { header, function, jobs, metadata, declared } = received;
+    let Named { build_id, secret, ends } = named;
+    let received = receive(header, messages, shared).await?;
+    let Received { header, function, jobs, metadata, declared, heard } = received;
     let salt = header.salt.clone();
     let (graph, source_roots, requested) = blocking(move || validate(&salt, jobs)).await??;
     check_timeouts(&graph, shared.limits.max_job_timeout)?;
@@ -70,18 +80,28 @@ pub(crate) async fn prepare(
         let pool_of = pool_of.clone();
         blocking(move || compute_keys(&graph, function, &roots, &toolchains, &pool_of)).await?
     };
-    let cached = if header.no_cache {
+    let submitted: Vec<u32> = graph.jobs().iter().map(|job| number(job.number())).collect();
+    let mut positions = vec![0; submitted.len()];
+    for (position, &at) in submitted.iter().enumerate() {
+        positions[at as usize] = number(position);
+    }
+    let mut claimed = if header.no_cache {
         vec![None; graph.jobs().len()]
     } else {
-        look_up(core, shared, &build_id, &keyed.keys).await?
+        look_up(shared, &keyed.keys).await?
     };
+    let resumed = match &header.resume {
+        Some(resume) => {
+            let heard = resuming::Heard { seq: resume.seq, heard, ends };
+            Some(Box::new(heard.settle(shared, &positions, &mut claimed).await?))
+        }
+        None => None,
+    };
+    let cached = confirm(core, &build_id, claimed).await?;
     let Keyed { ids, keys } = keyed;
     let assemble = move || {
-        let submitted: Vec<u32> = graph.jobs().iter().map(|job| number(job.number())).collect();
-        let mut positions = vec![0; submitted.len()];
         let mut id_bytes = BytesMut::zeroed(JOB_ID_BYTES * submitted.len());
-        for (position, (&at, id)) in submitted.iter().zip(&ids).enumerate() {
-            positions[at as usize] = number(position);
+        for (&at, id) in submitted.iter().zip(&ids) {
             let start = JOB_ID_BYTES * at as usize;
             id_bytes[start..start + JOB_ID_BYTES].copy_from_slice(id.as_bytes());
         }
@@ -106,6 +126,7 @@ pub(crate) async fn prepare(
             pool_of,
             metadata,
             declared,
+            resumed,
         })
     };
     blocking(assemble).await?
@@ -150,13 +171,10 @@ async fn blocking<T: Send + 'static>(
 }
 
 async fn receive(
+    header: wire::BuildHeader,
     messages: &mut Streaming<wire::BuildRequest>,
     shared: &Shared,
 ) -> Result<Received, Status> {
-    let first = messages.message().await?.and_then(|message| message.body);
-    let Some(Body::Header(header)) = first else {
-        return Err(Status::invalid_argument("a build begins with its header"));
-    };
     if header.protocol != PROTOCOL {
         return Err(Status::failed_precondition(format!(
             "the client speaks protocol {}, this coordinator {PROTOCOL}",
@@ -169,6 +187,7 @@ async fn receive(
     let mut declared = HashSet::new();
     let mut children = HashSet::new();
     let mut jobs = Vec::new();
+    let mut heard = wire::HeardBatch::default();
     loop {
         let Some(message) = messages.message().await? else {
             return Err(Status::cancelled("the client went away before its build had begun"));
@@ -184,6 +203,10 @@ async fn receive(
                 }
             }
             Some(Body::Jobs(batch)) => jobs.extend(batch.jobs),
+            Some(Body::Heard(batch)) if header.resume.is_some() => {
+                heard.finished.extend(batch.finished);
+                heard.attempts.extend(batch.attempts);
+            }
             Some(Body::Run(_)) => break,
             Some(Body::Cancel(_)) => return Err(Status::cancelled("cancelled by the client")),
             _ => {
@@ -195,7 +218,7 @@ async fn receive(
         let text = format!("source directory {missing} was named and not sent");
         return Err(Status::invalid_argument(text));
     }
-    Ok(Received { header, function, jobs, metadata, declared })
+    Ok(Received { header, function, jobs, metadata, declared, heard })
 }
 
 type Validated = (Graph, Vec<Option<Digest>>, Vec<bool>);
@@ -318,19 +341,26 @@ fn compute_keys(
 
 type Found = Option<(CachedResult, Vec<StoreId>)>;
 
-/// Looks all jobs up and has the workers confirm what is found.
+/// Looks all jobs up by their keys.
 async fn look_up(
-    core: &Handle,
     shared: &Shared,
-    build_id: &str,
     keys: &[Option<JobKey>],
-) -> Result<Vec<Found>, Status> {
+) -> Result<Vec<Option<CachedResult>>, Status> {
     let mut found = Vec::with_capacity(keys.len());
     for batch in keys.chunks(KEYS_PER_LOOKUP) {
         let batch = batch.iter().map(|key| key.map(|key| *key.as_bytes())).collect();
         let results = shared.state.jobs(batch).await;
         found.extend(results.map_err(|error| Status::internal(error.to_string()))?);
     }
+    Ok(found)
+}
+
+/// Has the workers confirm what was found; what is not whole any more is a miss.
+async fn confirm(
+    core: &Handle,
+    build_id: &str,
+    found: Vec<Option<CachedResult>>,
+) -> Result<Vec<Found>, Status> {
     let claims: Vec<_> = found.iter().flatten().map(Claim::of).collect();
     let build_id = build_id.to_owned();
     let confirmed = core.ask(|reply| Message::CheckClaims { build_id, claims, reply }).await?;

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::locating::{self, Locating};
 use crate::core::{Handle, Message};
 use crate::relay::Relay;
+use crate::state::State;
 
 /// Version of the protocol that workers speak.
 const PROTOCOL: u32 = 1;
@@ -26,6 +27,7 @@ const MAX_LOCATED: usize = 4096;
 #[derive(Clone, Debug)]
 pub(crate) struct WorkersService {
     pub(crate) core: Handle,
+    pub(crate) state: State,
     pub(crate) relay: Relay,
     /// Messages that may wait for a worker that is not connected.
     pub(crate) max_backlog: usize,
@@ -61,6 +63,12 @@ impl Workers for WorkersService {
         let waiting = WAITING_MESSAGES.max(self.max_backlog + 1);
         let (outbox, to_worker) = mpsc::channel(waiting);
         let joined = self.core.ask(|reply| Message::Join { hello, outbox, reply }).await?;
+        if let Some(record) = joined.record
+            && let Err(error) = self.state.record_session(record).await
+        {
+            // The worker begins anew if this coordinator is started again.
+            tracing::warn!(%error, "failed to write a session down");
+        }
         let core = self.core.clone();
         // When the core has ended the session, nobody listens to the worker any more.
         let ended = CancellationToken::new();

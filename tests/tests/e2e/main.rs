@@ -14,4 +14,5 @@ mod modes;
 mod oracle;
 mod precise;
 mod prefetch;
+mod restarts;
 mod zstd;

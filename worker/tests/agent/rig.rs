@@ -99,6 +99,7 @@ impl<'a> Job<'a> {
             digest_function: DigestFunction::Blake3 as i32,
             build_ids: vec!["build".to_owned()],
             unrecorded: false,
+            origin: None,
         })
     }
 }

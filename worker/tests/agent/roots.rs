@@ -136,6 +136,7 @@ impl<'a> RootJob<'a> {
             digest_function: DigestFunction::Blake3 as i32,
             build_ids: vec!["build".to_owned()],
             unrecorded: false,
+            origin: None,
         })
     }
 }
