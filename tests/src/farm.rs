@@ -54,8 +54,14 @@ impl Farm {
 
     /// Starts worker `w<number>`, one core unless the arguments say otherwise.
     pub fn add_worker(&mut self, number: usize, args: &[&str]) {
+        let address = self.address();
+        self.add_worker_through(&address, number, args);
+    }
+
+    /// The same, with a worker that dials another address.
+    pub fn add_worker_through(&mut self, address: &str, number: usize, args: &[&str]) {
         let mut command = Command::new(distbuild());
-        command.args(["worker", "--insecure", "--coordinator", &self.address()]);
+        command.args(["worker", "--insecure", "--coordinator", address]);
         command.args(["--name", &format!("w{number}")]);
         if !args.contains(&"--peer-listen") {
             command.args(["--peer-listen", "127.0.0.1:0"]);

@@ -117,6 +117,14 @@ impl SlowLink {
         self.shared.state().target = Some(target);
     }
 
+    /// Cuts every connection that goes over the link now; new ones can be opened.
+    pub fn cut(&self) {
+        for connection in self.shared.state().connections.values() {
+            let _ = connection.near.shutdown(Shutdown::Both);
+            let _ = connection.far.shutdown(Shutdown::Both);
+        }
+    }
+
     /// What to dial at the near end: `host:port`.
     pub fn address(&self) -> String {
         self.address.to_string()

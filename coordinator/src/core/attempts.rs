@@ -208,6 +208,8 @@ impl Core {
         if let Some(session) = cancelled.map(|attempt| attempt.session) {
             let cancel = wire::CancelAttempt { attempt: attempt.0 };
             self.send_to(session, to_worker::Body::CancelAttempt(cancel));
+        } else if self.recovery.is_dropped(attempt) {
+            self.drop_unclaimed(attempt);
         }
     }
 

@@ -40,9 +40,9 @@ const ATTEMPTS_PER_START: u64 = 1 << 32;
 /// What an earlier coordinator left behind.
 #[derive(Debug, Default)]
 pub(crate) struct Earlier {
-    start: u64,
-    sessions: Vec<KnownSession>,
-    builds: Vec<String>,
+    pub(super) start: u64,
+    pub(super) sessions: Vec<KnownSession>,
+    pub(super) builds: Vec<String>,
 }
 
 impl Earlier {
@@ -152,6 +152,11 @@ impl Recovery {
     /// A worker begins anew on this store.
     pub(super) fn forget_store(&mut self, store_name: &str) {
         self.sessions.retain(|_, known| known.store_name != store_name);
+    }
+
+    /// Whether a worker brought this attempt and it was cancelled.
+    pub(super) fn is_dropped(&self, id: AttemptId) -> bool {
+        self.unclaimed.get(&id).is_some_and(|unclaimed| unclaimed.dropped)
     }
 
     fn remove(&mut self, id: AttemptId) -> Option<Unclaimed> {

@@ -24,6 +24,10 @@ struct Rig {
 }
 
 fn rig() -> Rig {
+    rig_after(Earlier::default(), Limits::default())
+}
+
+fn rig_after(earlier: Earlier, limits: Limits) -> Rig {
     let directory = tempfile::tempdir().unwrap();
     let store = distbuild_cas::StoreConfig::new(directory.path().join("store"));
     let metadata = Metadata::new(1 << 20);
@@ -33,11 +37,11 @@ fn rig() -> Rig {
         directories: KnownDirectories::new(metadata.clone()),
         metadata,
         store: distbuild_cas::DiskStore::open(store).unwrap(),
-        limits: Arc::new(Limits::default()),
+        limits: Arc::new(limits),
         durable: false,
     };
     let (sender, messages) = mpsc::channel(WAITING_MESSAGES);
-    let core = Core::new(shared, Pools::default(), Earlier::default(), sender.downgrade());
+    let core = Core::new(shared, Pools::default(), earlier, sender.downgrade());
     Rig { core, _messages: messages, _sender: sender, _directory: directory }
 }
 
@@ -49,12 +53,16 @@ fn properties() -> Properties {
 
 impl Rig {
     fn join(&mut self) -> mpsc::Receiver<wire::ToWorker> {
+        self.join_with(wire::WorkerHello::default())
+    }
+
+    fn join_with(&mut self, hello: wire::WorkerHello) -> mpsc::Receiver<wire::ToWorker> {
         let hello = wire::WorkerHello {
             name: "w".to_owned(),
             store_id: "s".to_owned(),
             properties: properties().into_iter().collect(),
             milli_cores: 2000,
-            ..Default::default()
+            ..hello
         };
         let (outbox, orders) = mpsc::channel(64);
         self.core.join(hello, outbox, oneshot::channel().0);
@@ -109,6 +117,15 @@ impl Rig {
 
     /// Independent jobs, of which the first is requested.
     fn submit(&mut self, name: &str, count: usize) -> EventLog {
+        self.submit_as(name, count, false)
+    }
+
+    /// The same, by a client that comes back.
+    fn submit_resumable(&mut self, name: &str, count: usize) -> EventLog {
+        self.submit_as(name, count, true)
+    }
+
+    fn submit_as(&mut self, name: &str, count: usize, resumable: bool) -> EventLog {
         let mut raw = RawGraph::new("");
         for index in 0..count {
             let name = format!("{name} {index}");
@@ -125,7 +142,7 @@ impl Rig {
         let submission = Submission {
             build_id: name.to_owned(),
             secret: Bytes::new(),
-            header: wire::BuildHeader { no_cache: true, ..Default::default() },
+            header: wire::BuildHeader { no_cache: true, resumable, ..Default::default() },
             function: DigestFunction::Blake3,
             plan: Box::new(plan(&graph, &pool_of, &requested, &cached).unwrap()),
             work: Work::Graph(Box::new(GraphWork {
@@ -294,4 +311,106 @@ async fn a_job_that_waits_although_a_worker_has_room_is_shown_and_gets_it() {
     let status = rig.core.status();
     let text = "job \"c 0\" of build c was queued for 10 s although a worker had room for it";
     assert_eq!((status.stalls, status.last_stall.as_str()), (1, text));
+}
+
+/// What a worker brings that ran an attempt of this build before the coordinator was started.
+fn bringing(build_id: &str) -> wire::WorkerHello {
+    let origin = wire::AttemptOrigin {
+        build_id: build_id.to_owned(),
+        number: 1,
+        action_key: Bytes::from(vec![1; 32]),
+        ..Default::default()
+    };
+    let resources = Some(wire::Resources { milli_cores: 2000, memory_bytes: 0 });
+    wire::WorkerHello {
+        resume_session: 5,
+        resume_secret: Bytes::from_static(b"secret"),
+        held_attempts: vec![wire::HeldAttempt { attempt: 7, origin: Some(origin), resources }],
+        ..Default::default()
+    }
+}
+
+fn earlier(build_id: &str) -> Earlier {
+    let session = crate::state::KnownSession {
+        store_name: "s".to_owned(),
+        id: 5,
+        secret: Bytes::from_static(b"secret"),
+    };
+    Earlier { start: 1, sessions: vec![session], builds: vec![build_id.to_owned()] }
+}
+
+fn bodies(orders: &mut mpsc::Receiver<wire::ToWorker>) -> Vec<to_worker::Body> {
+    std::iter::from_fn(|| orders.try_recv().ok()).filter_map(|message| message.body).collect()
+}
+
+#[tokio::test]
+async fn a_session_goes_on_and_what_runs_for_a_build_that_is_awaited_goes_on_with_it() {
+    let mut rig = rig_after(earlier("b"), Limits::default());
+    let (reply, mut recovered) = oneshot::channel();
+    rig.core.handle_message(Message::Recovered { reply });
+    assert!(recovered.try_recv().is_err(), "submissions wait for the worker");
+    let mut orders = rig.join_with(bringing("b"));
+    assert!(recovered.try_recv().is_ok());
+    rig.rounds();
+    let told = bodies(&mut orders);
+    let went_on =
+        matches!(&told[..], [to_worker::Body::Welcome(it)] if it.resumed && it.session == 5);
+    assert!(went_on, "{told:?}");
+    rig.submit("other", 1);
+    rig.rounds();
+    assert_eq!(bodies(&mut orders).len(), 0, "the worker is full");
+}
+
+#[tokio::test]
+async fn what_runs_for_a_build_that_nobody_awaits_is_cancelled() {
+    let mut rig = rig_after(earlier("b"), Limits::default());
+    let mut orders = rig.join_with(bringing("another"));
+    rig.rounds();
+    let told = bodies(&mut orders);
+    assert!(matches!(&told[..], [_, to_worker::Body::CancelAttempt(it)] if it.attempt == 7));
+    rig.core.attempt_ended(
+        5,
+        wire::AttemptEnded {
+            attempt: 7,
+            end: wire::AttemptEnd::AttemptCancelled.into(),
+            ..Default::default()
+        },
+    );
+    rig.submit("other", 1);
+    rig.rounds();
+    let told = bodies(&mut orders);
+    assert!(told.iter().any(|it| matches!(it, to_worker::Body::Assign(_))), "{told:?}");
+}
+
+#[tokio::test]
+async fn who_does_not_know_the_secret_of_a_session_begins_anew() {
+    let mut rig = rig_after(earlier("b"), Limits::default());
+    let hello = wire::WorkerHello { resume_secret: Bytes::from_static(b"guess"), ..bringing("b") };
+    let told = bodies(&mut rig.join_with(hello));
+    assert!(matches!(&told[..], [to_worker::Body::Welcome(it)] if !it.resumed && it.session == 6));
+}
+
+#[tokio::test]
+async fn a_build_whose_client_does_not_come_back_in_time_is_cancelled() {
+    let limits = Limits { client_reconnect: std::time::Duration::ZERO, ..Limits::default() };
+    let mut rig = rig_after(Earlier::default(), limits);
+    let _orders = rig.join();
+    let log = rig.submit_resumable("b", 1);
+    rig.rounds();
+    let build = rig.core.build_by_name("b").unwrap();
+    let reader = crate::event_log::Reader::default();
+    rig.core.handle_message(Message::ClientGone { build, reader, closed: false });
+    assert!(rig.core.builds[&build].stopped.is_none());
+    let resume = |seq| wire::ResumeBuild { build_id: "b".to_owned(), secret: Bytes::new(), seq };
+    let attached = rig.core.attach(&resume(0)).unwrap();
+    rig.core.handle_message(Message::ClientGone { build, reader, closed: true });
+    rig.core.expire_recovery();
+    assert!(rig.core.builds[&build].stopped.is_none(), "the stream that ended is an old one");
+    let reader = attached.reader;
+    rig.core.handle_message(Message::ClientGone { build, reader, closed: false });
+    rig.core.expire_recovery();
+    rig.rounds();
+    assert!(log.next_for(reader).await.unwrap().unwrap().events.iter().any(|event| {
+        matches!(&event.body, Some(Body::BuildFinished(it)) if it.outcome() == wire::Outcome::Cancelled)
+    }));
 }

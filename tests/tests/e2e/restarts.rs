@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use distbuild_tests::build::Finished;
 use distbuild_tests::project::{shell, shell_with};
-use distbuild_tests::{Farm, Project, example, wait};
+use distbuild_tests::{Build, Conditions, Farm, Project, SlowLink, example, wait};
 use serde_json::{Value, json};
 
 /// The events are numbered from 1 without a gap or a double, each job finished once, and each attempt that began
@@ -168,6 +168,36 @@ fn a_worker_that_dies_with_the_coordinator_is_made_up_for() {
     let results: Vec<_> = build.attempts("a").iter().map(|it| it["result"].clone()).collect();
     assert_eq!(results, ["infra_error", "succeeded"], "{}", build.summary);
     assert_told_once(&build);
+}
+
+#[test]
+fn a_client_and_a_worker_whose_connections_are_cut_go_on() {
+    let mut farm = Farm::without_workers();
+    let here = Conditions { round_trip: std::time::Duration::ZERO, bytes_per_second: None };
+    let links = [SlowLink::to(&farm.address(), here), SlowLink::to(&farm.address(), here)];
+    farm.add_worker_through(&links[0].address(), 0, &[]);
+    farm.wait_for_workers(1);
+    let project = Project::with_jobs(json!([
+        shell_with(
+            "a",
+            &["late"],
+            &[],
+            "echo up; sleep 1; cat /distbuild/src/late > {{OUTPUT_DIR}}/f"
+        ),
+        shell_with("b", &[], &["a"], "echo up; sleep 1; cat {{DEP:a}}/f > {{OUTPUT_DIR}}/f"),
+    ]));
+    project.file("late", "late\n");
+    let running = Build::of(&project.graph()).on(&links[1].address()).start();
+    for job in ["a", "b"] {
+        running.wait_event("output", |event| event["job"] == job);
+        links.iter().for_each(SlowLink::cut);
+    }
+    let build = running.finish();
+    assert_eq!(build.code, 0, "{}", build.stderr);
+    assert!(build.stderr.contains("the build goes on"), "{}", build.stderr);
+    assert_ran_once(&build, ["a", "b"].map(str::to_owned));
+    assert_told_once(&build);
+    assert_eq!(project.output("b", "f"), "late\n");
 }
 
 #[test]
