@@ -28,8 +28,6 @@ use distbuild_cas::{Filler, FillerConfig};
 use distbuild_proto::transport::MAX_MESSAGE_BYTES;
 use distbuild_proto::wire;
 use distbuild_proto::wire::builds_client::BuildsClient;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::backend::{Backend, Where};
 use crate::cli::{BuildArgs, Switch};
@@ -44,7 +42,7 @@ use deliver::Deliveries;
 use events::EventFile;
 use fetch::Outputs;
 use plan::Plan;
-use reconnect::{Link, Reconnector, WAITING_REQUESTS};
+use reconnect::{Link, Reconnector};
 use record::Record;
 use session::{Ended, Parts, Session};
 use sources::Sources;
@@ -230,20 +228,6 @@ impl Build {
             let stat_cache = sources.stat_cache.clone();
             tokio::task::spawn_blocking(move || deliver::existing(&places, &plan, &stat_cache))
         };
-        let (requests, messages) = mpsc::channel(WAITING_REQUESTS);
-        let submission = {
-            let (requests, sources) = (requests.clone(), sources.clone());
-            let (terms, plan) = (self.options.terms.clone(), self.plan.clone());
-            async move { submit::submit(&requests, terms, plan, sources, None).await }
-        };
-        let submission = tokio::spawn(submission);
-        let mut builds =
-            BuildsClient::new(backend.control.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let call = builds.build(ReceiverStream::new(messages));
-        let stream = with_patience(call).await;
-        submission.abort();
-        let events_of_build = stream.map_err(|status| Failure::of_status(&status))?.into_inner();
-        let link = Link { requests, events: events_of_build };
         let reconnector = Reconnector {
             control: backend.control.clone(),
             terms: self.options.terms.clone(),
@@ -251,6 +235,8 @@ impl Build {
             sources: sources.clone(),
             limit: self.options.reconnect,
         };
+        let link = with_patience(reconnector.submit()).await;
+        let link = link.map_err(|status| Failure::of_status(&status))?;
         let outputs = Outputs::new(backend.bytes.clone(), self.traffic.clone());
         let config = FillerConfig { max_queued: MAX_WANTED, ..FillerConfig::default() };
         let filler = Filler::new(backend.store.clone(), outputs, config);

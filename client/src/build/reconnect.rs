@@ -1,12 +1,13 @@
-//! Coming back to a build whose stream broke.
+//! Submitting a build, and coming back to one whose stream broke.
 //!
-//! The client dials again, with pauses that grow and vary, for a bounded time. A coordinator that still runs the
+//! A submission that a dying coordinator did not answer is sent again. Of a build that has begun, the client dials again, with pauses that grow and vary, for a bounded time. A coordinator that still runs the
 //! build lets it attach with the number of the last event alone. One that was started anew gets the whole
 //! submission once more, and what the client has heard: it is the client that remembers a build's events.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use distbuild_proto::transport::MAX_MESSAGE_BYTES;
 use distbuild_proto::wire;
 use distbuild_proto::wire::build_request::Body;
@@ -20,9 +21,10 @@ use tonic::{Code, Status, Streaming};
 use super::plan::Plan;
 use super::sources::Sources;
 use super::submit::{self, Terms, send};
+use crate::output;
 
 /// Messages to the coordinator that wait, each of at most about a MiB.
-pub(crate) const WAITING_REQUESTS: usize = 16;
+const WAITING_REQUESTS: usize = 16;
 /// Pause before the second dial, at most; it doubles.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause.
@@ -47,6 +49,37 @@ pub(crate) struct Reconnector {
 }
 
 impl Reconnector {
+    /// Submits the build. A coordinator that is lost before it has answered may come back in time, if the client
+    /// would come back to the build.
+    ///
+    /// # Errors
+    /// The coordinator's own, or that it is lost.
+    pub(crate) async fn submit(&self) -> Result<Link, Status> {
+        let (resume, heard) = (new_build(), wire::HeardBatch::default());
+        let mut lost: Option<Instant> = None;
+        let mut pause = PAUSE;
+        loop {
+            let answered = match lost {
+                None => self.submit_once(&resume, &heard).await,
+                // It may have begun.
+                Some(_) => self.once(&resume, &heard).await,
+            };
+            let status = match answered {
+                Err(status) if self.terms.resumable && is_passing(&status) => status,
+                other => return other,
+            };
+            let since = *lost.get_or_insert_with(|| {
+                output::note("the coordinator is lost before it has answered; trying again");
+                Instant::now()
+            });
+            if since.elapsed() >= self.limit {
+                return Err(status);
+            }
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            pause = (2 * pause).min(MAX_PAUSE);
+        }
+    }
+
     /// Comes back.
     ///
     /// # Errors
@@ -91,6 +124,15 @@ impl Reconnector {
             Err(status) if status.code() == Code::NotFound => {}
             other => return other,
         }
+        self.submit_once(resume, heard).await
+    }
+
+    /// Sends the whole submission.
+    async fn submit_once(
+        &self,
+        resume: &wire::ResumeBuild,
+        heard: &wire::HeardBatch,
+    ) -> Result<Link, Status> {
         let (terms, plan) = (self.terms.clone(), self.plan.clone());
         let sources = self.sources.clone();
         let going_on = Some((resume.clone(), heard.clone()));
@@ -118,14 +160,19 @@ impl Reconnector {
     }
 }
 
+/// A name for a build: sorts by time, unique without asking anybody.
+fn new_build() -> wire::ResumeBuild {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    wire::ResumeBuild {
+        build_id: format!("{:012x}-{:08x}", now.as_millis(), rand::random::<u32>()),
+        secret: Bytes::copy_from_slice(&rand::random::<[u8; 16]>()),
+        seq: 0,
+        may_be_new: true,
+    }
+}
+
 /// Whether it may be otherwise in a moment.
 fn is_passing(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable
-            | Code::Unknown
-            | Code::Internal
-            | Code::Cancelled
-            | Code::DeadlineExceeded
-    )
+    // What a coordinator says itself has no cause on this side.
+    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
 }

@@ -290,7 +290,7 @@ impl Session {
             format!("the coordinator is lost ({why}); waiting for it, for {seconds} s at most");
         self.parts.screen.note(&text);
         let wire::BuildLender { build_id, secret } = build;
-        let resume = wire::ResumeBuild { build_id, secret, seq: self.last_seq };
+        let resume = wire::ResumeBuild { build_id, secret, seq: self.last_seq, may_be_new: false };
         let heard = self.parts.record.heard();
         self.reconnecting = Some(tokio::spawn(reconnector.reconnect(resume, heard)));
         true

@@ -52,6 +52,23 @@ pub(crate) struct Submission {
     pub(crate) resumed: Option<Box<Resumed>>,
 }
 
+/// Why a build does not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotTaken {
+    /// As it says.
+    #[error("the coordinator is shutting down")]
+    ShuttingDown,
+    /// As it says.
+    #[error("{max_builds} builds are running, the limit; try again later")]
+    Full {
+        /// [`crate::Limits::max_builds`].
+        max_builds: usize,
+    },
+    /// Its client has submitted it before, and may attach to it.
+    #[error("the build goes on already")]
+    GoesOn,
+}
+
 /// What the client gets back.
 #[derive(Debug)]
 pub(crate) struct Accepted {
@@ -250,16 +267,16 @@ impl Core {
         self.builds.iter().find(named).map(|(id, _)| *id)
     }
 
-    pub(super) fn submit(&mut self, submission: Submission) -> Result<Accepted, String> {
+    pub(super) fn submit(&mut self, submission: Submission) -> Result<Accepted, NotTaken> {
         if self.shutdown.is_some() {
-            return Err("the coordinator is shutting down".to_owned());
+            return Err(NotTaken::ShuttingDown);
         }
         let max_builds = self.shared.limits.max_builds;
         if self.builds.len() - self.executions.running() >= max_builds {
-            return Err(format!("{max_builds} builds are running, the limit; try again later"));
+            return Err(NotTaken::Full { max_builds });
         }
-        if submission.resumed.is_some() && self.build_by_name(&submission.build_id).is_some() {
-            return Err("the build goes on already".to_owned());
+        if self.build_by_name(&submission.build_id).is_some() {
+            return Err(NotTaken::GoesOn);
         }
         Ok(self.begin(submission))
     }
@@ -276,16 +293,18 @@ impl Core {
         let events = build.events.clone();
         let (public_id, lend_secret) = (build.public_id.clone(), build.secret.clone());
         let summary = build.summary(wire::Outcome::Unspecified, false);
+        let resumed = build.resumed.as_ref();
+        if resumed.is_none_or(|resumed| resumed.seq == 0) {
+            events.append(Body::BuildStarted(wire::BuildStarted {
+                build_id: public_id.clone(),
+                lend_secret,
+                job_ids: id_bytes.clone(),
+            }));
+        }
         if build.resumed.is_some() {
             tracing::info!(build = public_id, "a build goes on");
             self.tell_missed(&mut build);
             self.resumes(&public_id);
-        } else {
-            events.append(Body::BuildStarted(wire::BuildStarted {
-                build_id: public_id,
-                lend_secret,
-                job_ids: id_bytes.clone(),
-            }));
         }
         let user = build.header.user.clone();
         let class = u8::try_from(build.header.priority_class).unwrap_or(u8::MAX);

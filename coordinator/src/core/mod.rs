@@ -29,7 +29,7 @@ use distbuild_sched::{AttemptId, BuildId, JobRef, Scheduler, StoreId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-pub(crate) use builds::{Accepted, ClientReport, Submission};
+pub(crate) use builds::{Accepted, ClientReport, NotTaken, Submission};
 pub(crate) use executions::{Execution, Refused};
 pub(crate) use locate::Waiter;
 pub(crate) use lookups::Claim;
@@ -74,7 +74,7 @@ pub(crate) enum Message {
     /// A client's stream has ended: it was closed, or it broke.
     ClientGone { build: BuildId, reader: Reader, closed: bool },
     /// Run a build.
-    Submit { submission: Box<Submission>, reply: oneshot::Sender<Result<Accepted, String>> },
+    Submit { submission: Box<Submission>, reply: oneshot::Sender<Result<Accepted, NotTaken>> },
     /// Run one action.
     Execute { execution: Box<Execution>, reply: oneshot::Sender<Result<Accepted, Refused>> },
     /// Nothing of this execution is needed any more.

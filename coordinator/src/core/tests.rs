@@ -401,8 +401,8 @@ async fn a_build_whose_client_does_not_come_back_in_time_is_cancelled() {
     let reader = crate::event_log::Reader::default();
     rig.core.handle_message(Message::ClientGone { build, reader, closed: false });
     assert!(rig.core.builds[&build].stopped.is_none());
-    let resume = |seq| wire::ResumeBuild { build_id: "b".to_owned(), secret: Bytes::new(), seq };
-    let attached = rig.core.attach(&resume(0)).unwrap();
+    let resume = wire::ResumeBuild { build_id: "b".to_owned(), ..Default::default() };
+    let attached = rig.core.attach(&resume).unwrap();
     rig.core.handle_message(Message::ClientGone { build, reader, closed: true });
     rig.core.expire_recovery();
     assert!(rig.core.builds[&build].stopped.is_none(), "the stream that ended is an old one");

@@ -11,14 +11,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::submission::{self, Named};
-use crate::core::{Accepted, Attached, ClientReport, Handle, Message, Shared, secret};
+use crate::core::{Accepted, Attached, ClientReport, Handle, Message, NotTaken, Shared, secret};
 use crate::event_log::Reader;
-use crate::state::AttemptEnd;
 
 /// Rows in one listing, if the caller names no number.
 const DEFAULT_ROWS: u32 = 1000;
 /// Rows in one listing at most.
 const MAX_ROWS: u32 = 100_000;
+
+/// Length of a build's id that a client chose.
+const MAX_ID_BYTES: usize = 40;
+/// Length of a build's secret.
+const SECRET_BYTES: usize = 16;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -56,21 +60,17 @@ impl BuildsService {
         header: wire::BuildHeader,
         messages: &mut Streaming<wire::BuildRequest>,
     ) -> Result<Attached, Status> {
-        let earlier = match &header.resume {
-            Some(resume) => Some(self.earlier(resume).await?),
-            None => None,
+        let named = match &header.resume {
+            Some(resume) => self.named(resume).await?,
+            None => Named { build_id: new_build_id(), secret: secret(), ends: None },
         };
-        let (build_id, secret, ends) = match earlier {
-            Some(earlier) => earlier,
-            None => (new_build_id(), secret(), Vec::new()),
-        };
-        let is_new = header.resume.is_none();
+        let (build_id, secret) = (named.build_id.clone(), named.secret.clone());
+        let is_new = named.ends.is_none();
         let mut abandon =
             Abandon { core: self.core.clone(), build_id: is_new.then(|| build_id.clone()) };
         // What workers hold is known when they are back.
         self.core.ask(|reply| Message::Recovered { reply }).await?;
         let durable = self.shared.durable && header.resumable && is_new;
-        let named = Named { build_id: build_id.clone(), secret: secret.clone(), ends };
         let submission =
             submission::prepare(header, messages, &self.core, &self.shared, named).await?;
         if durable {
@@ -79,30 +79,38 @@ impl BuildsService {
             begun.map_err(|error| Status::internal(error.to_string()))?;
         }
         let submission = Box::new(submission);
-        let Accepted { build, events } = self
-            .core
-            .ask(|reply| Message::Submit { submission, reply })
-            .await?
-            .map_err(Status::resource_exhausted)?;
+        let Accepted { build, events } =
+            self.core.ask(|reply| Message::Submit { submission, reply }).await?.map_err(
+                |refused| match refused {
+                    NotTaken::GoesOn | NotTaken::ShuttingDown => {
+                        Status::unavailable(refused.to_string())
+                    }
+                    NotTaken::Full { .. } => Status::resource_exhausted(refused.to_string()),
+                },
+            )?;
         abandon.build_id = None;
         Ok(Attached { build: Some(build), events, reader: Reader::default() })
     }
 
-    /// A build that ran before, and how its attempts ended.
-    async fn earlier(
-        &self,
-        resume: &wire::ResumeBuild,
-    ) -> Result<(String, Bytes, Vec<AttemptEnd>), Status> {
-        let unknown = || Status::not_found(format!("build {:?} is not known", resume.build_id));
-        let build_id = resume.build_id.clone();
-        if !self.core.ask(|reply| Message::MayResume { build_id, reply }).await? {
-            return Err(unknown());
+    /// A build under the name that its client gives: one that ran before, or a new one.
+    async fn named(&self, resume: &wire::ResumeBuild) -> Result<Named, Status> {
+        let wire::ResumeBuild { build_id, secret, .. } = resume.clone();
+        let asked = build_id.clone();
+        if self.core.ask(|reply| Message::MayResume { build_id: asked, reply }).await? {
+            let known = self.shared.state.running_build(build_id.clone()).await;
+            let known = known.map_err(|error| Status::internal(error.to_string()))?;
+            if let Some((_, ends)) = known.filter(|(known, _)| *known == secret) {
+                return Ok(Named { build_id, secret, ends: Some(ends) });
+            }
+        } else if resume.may_be_new {
+            let fits = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+            let is_id = (1..=MAX_ID_BYTES).contains(&build_id.len()) && build_id.bytes().all(fits);
+            if !is_id || secret.len() != SECRET_BYTES {
+                return Err(Status::invalid_argument("a build's id or secret is malformed"));
+            }
+            return Ok(Named { build_id, secret, ends: None });
         }
-        let known = self.shared.state.running_build(resume.build_id.clone()).await;
-        let known = known.map_err(|error| Status::internal(error.to_string()))?;
-        let (secret, ends) =
-            known.filter(|(secret, _)| *secret == resume.secret).ok_or_else(unknown)?;
-        Ok((resume.build_id.clone(), secret, ends))
+        Err(Status::not_found(format!("build {build_id:?} is not known")))
     }
 }
 

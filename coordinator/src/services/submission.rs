@@ -42,7 +42,8 @@ struct Received {
 pub(crate) struct Named {
     pub(crate) build_id: String,
     pub(crate) secret: Bytes,
-    pub(crate) ends: Vec<AttemptEnd>,
+    /// None if it is new.
+    pub(crate) ends: Option<Vec<AttemptEnd>>,
 }
 
 /// Jobs with what decides them, by position in the graph.
@@ -90,12 +91,12 @@ pub(crate) async fn prepare(
     } else {
         look_up(shared, &keyed.keys).await?
     };
-    let resumed = match &header.resume {
-        Some(resume) => {
+    let resumed = match (&header.resume, ends) {
+        (Some(resume), Some(ends)) => {
             let heard = resuming::Heard { seq: resume.seq, heard, ends };
             Some(Box::new(heard.settle(shared, &positions, &mut claimed).await?))
         }
-        None => None,
+        _ => None,
     };
     let cached = confirm(core, &build_id, claimed).await?;
     let Keyed { ids, keys } = keyed;

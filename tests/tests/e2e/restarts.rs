@@ -2,7 +2,7 @@
 //! nothing that had finished runs again.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use distbuild_tests::build::Finished;
 use distbuild_tests::project::{shell, shell_with};
@@ -138,6 +138,25 @@ fn a_coordinator_may_be_killed_at_any_instant_and_twice() {
 }
 
 #[test]
+fn a_coordinator_may_be_killed_while_a_build_is_submitted() {
+    let mut farm = Farm::start(1);
+    for ms in [5, 20, 40, 80, 160] {
+        let name = format!("job {ms}");
+        let script = format!("sleep 0.1; echo {ms} > {{{{OUTPUT_DIR}}}}/f");
+        let project = Project::with_jobs(json!([shell(&name, &script)]));
+        let running = farm.build(&project.graph()).start();
+        // Any instant will do.
+        std::thread::park_timeout(Duration::from_millis(ms));
+        farm.kill_coordinator();
+        farm.start_coordinator_again();
+        let build = running.finish();
+        assert_eq!(build.code, 0, "{ms}: {}", build.stderr);
+        assert_ran_once(&build, [name]);
+        assert_told_once(&build);
+    }
+}
+
+#[test]
 fn a_coordinator_that_is_told_to_stop_leaves_its_builds_to_the_next_one() {
     let mut farm = Farm::start(1);
     let project =
@@ -173,7 +192,7 @@ fn a_worker_that_dies_with_the_coordinator_is_made_up_for() {
 #[test]
 fn a_client_and_a_worker_whose_connections_are_cut_go_on() {
     let mut farm = Farm::without_workers();
-    let here = Conditions { round_trip: std::time::Duration::ZERO, bytes_per_second: None };
+    let here = Conditions { round_trip: Duration::ZERO, bytes_per_second: None };
     let links = [SlowLink::to(&farm.address(), here), SlowLink::to(&farm.address(), here)];
     farm.add_worker_through(&links[0].address(), 0, &[]);
     farm.wait_for_workers(1);
