@@ -9,20 +9,22 @@
 
 mod api_results;
 pub(crate) mod explained;
+mod listing;
 mod records;
+mod results;
 mod running;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use distbuild_proto::{Digest, wire};
 use prost::Message;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 pub(crate) use api_results::ApiResultKey;
+pub(crate) use listing::{finished_build, named_result};
 pub(crate) use records::{Candidate, Looked};
 pub(crate) use running::{AttemptEnd, KnownSession};
 
@@ -32,8 +34,6 @@ const WAITING_REQUESTS: usize = 4096;
 const REQUESTS_PER_COMMIT: usize = 512;
 /// How long a transaction waits for another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Stores that are remembered as holders of one output tree.
-const MAX_HOLDERS: usize = 8;
 /// Written to `PRAGMA user_version`; a file of another version is refused.
 pub(crate) const SCHEMA_VERSION: i64 = 2;
 
@@ -156,34 +156,6 @@ impl State {
             .map_err(|_| StateError::Stopped)
     }
 
-    /// The results of jobs by their keys, in order.
-    pub(crate) async fn jobs(
-        &self,
-        keys: Vec<Option<[u8; 32]>>,
-    ) -> Result<Vec<Option<CachedResult>>, StateError> {
-        self.call(move |connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT a.result, a.holders FROM job_result j
-                 JOIN action_result a ON a.key = j.action WHERE j.key = ?1",
-            )?;
-            keys.iter().map(|key| look_up(&mut statement, key.as_ref())).collect()
-        })
-        .await
-    }
-
-    /// The results of actions by their keys, in order.
-    pub(crate) async fn actions(
-        &self,
-        keys: Vec<[u8; 32]>,
-    ) -> Result<Vec<Option<CachedResult>>, StateError> {
-        self.call(move |connection| {
-            let mut statement = connection
-                .prepare_cached("SELECT result, holders FROM action_result WHERE key = ?1")?;
-            keys.iter().map(|key| look_up(&mut statement, Some(key))).collect()
-        })
-        .await
-    }
-
     /// Stores that held an output tree when it was recorded, for one that no running build relies on.
     pub(crate) async fn holders_of(&self, output_root: Digest) -> Result<Vec<String>, StateError> {
         self.call(move |connection| {
@@ -222,11 +194,11 @@ impl State {
         self.call(move |connection| {
             atomically(connection, || {
                 for recorded in &recorded {
-                    record_result(connection, recorded, now_ms)?;
+                    results::record_result(connection, recorded, now_ms)?;
                     records::forget(connection, &recorded.action_key)?;
                 }
                 for link in &links {
-                    record_link(connection, link, now_ms)?;
+                    results::record_link(connection, link, now_ms)?;
                 }
                 looked.iter().try_for_each(|looked| records::add(connection, looked))?;
                 ends.iter().try_for_each(|end| running::record(connection, end))
@@ -291,102 +263,6 @@ impl State {
         build_id: String,
     ) -> Result<Option<wire::Explanation>, StateError> {
         self.call(move |connection| explained::find(connection, &job, &build_id)).await
-    }
-
-    /// Remembers a pool: the properties of a worker, `key=value` a line.
-    pub(crate) async fn remember_pool(
-        &self,
-        properties: String,
-        now_ms: u64,
-    ) -> Result<(), StateError> {
-        self.call(move |connection| {
-            connection
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO pool (properties, seen_ms) VALUES (?1, ?2)",
-                )?
-                .execute(params![properties, now_ms as i64])?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Every pool that was ever remembered, latest seen last.
-    pub(crate) async fn pools(&self) -> Result<Vec<String>, StateError> {
-        self.call(|connection| {
-            connection
-                .prepare_cached("SELECT properties FROM pool ORDER BY seen_ms")?
-                .query_map([], |row| row.get(0))?
-                .collect()
-        })
-        .await
-    }
-
-    /// Writes a build down, anew or again.
-    pub(crate) async fn record_build(
-        &self,
-        summary: wire::BuildSummary,
-        job_ids: Bytes,
-    ) -> Result<(), StateError> {
-        self.call(move |connection| {
-            connection
-                .prepare_cached(
-                    "INSERT INTO build (id, summary, job_ids, started_ms) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (id) DO UPDATE SET summary = excluded.summary",
-                )?
-                .execute(params![
-                    summary.build_id,
-                    summary.encode_to_vec(),
-                    &job_ids[..],
-                    summary.started_ms as i64
-                ])?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// The newest builds, newest first.
-    pub(crate) async fn builds(&self, limit: u32) -> Result<Vec<wire::FinishedBuild>, StateError> {
-        self.call(move |connection| {
-            connection
-                .prepare_cached(
-                    "SELECT summary, job_ids FROM build ORDER BY started_ms DESC LIMIT ?1",
-                )?
-                .query_map([limit], finished_build)?
-                .collect()
-        })
-        .await
-    }
-
-    /// The newest result under each public job id, newest first.
-    pub(crate) async fn results(&self, limit: u32) -> Result<Vec<wire::NamedResult>, StateError> {
-        self.call(move |connection| {
-            connection
-                .prepare_cached(
-                    "SELECT n.job_id, n.name, n.input_root, a.result FROM named_result n
-                     JOIN action_result a ON a.key = n.action
-                     ORDER BY n.finished_ms DESC LIMIT ?1",
-                )?
-                .query_map([limit], named_result)?
-                .collect()
-        })
-        .await
-    }
-
-    /// The newest result under a public job id.
-    pub(crate) async fn result(
-        &self,
-        job_id: Vec<u8>,
-    ) -> Result<Option<wire::NamedResult>, StateError> {
-        self.call(move |connection| {
-            connection
-                .prepare_cached(
-                    "SELECT n.job_id, n.name, n.input_root, a.result FROM named_result n
-                     JOIN action_result a ON a.key = n.action WHERE n.job_id = ?1",
-                )?
-                .query_row([job_id], named_result)
-                .optional()
-        })
-        .await
     }
 }
 
@@ -462,102 +338,6 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> rusqlite::Result<M> {
     })
 }
 
-/// An entry that cannot be decoded is a miss: it will be written anew.
-fn look_up(
-    statement: &mut rusqlite::CachedStatement<'_>,
-    key: Option<&[u8; 32]>,
-) -> rusqlite::Result<Option<CachedResult>> {
-    let Some(key) = key else { return Ok(None) };
-    let found = statement
-        .query_row([&key[..]], |row| {
-            let result: Vec<u8> = row.get(0)?;
-            let holders: String = row.get(1)?;
-            Ok((result, holders))
-        })
-        .optional()?;
-    Ok(found.and_then(|(result, holders)| {
-        Some(CachedResult {
-            result: wire::JobResult::decode(&result[..]).ok()?,
-            holders: holders.lines().map(str::to_owned).collect(),
-        })
-    }))
-}
-
-fn record_result(
-    connection: &Connection,
-    recorded: &Recorded,
-    now_ms: u64,
-) -> rusqlite::Result<()> {
-    let root = recorded.result.output_root.as_ref().map(Message::encode_to_vec);
-    let earlier: Option<(Option<Vec<u8>>, String)> = connection
-        .prepare_cached("SELECT output_root, holders FROM action_result WHERE key = ?1")?
-        .query_row([&recorded.action_key[..]], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let mut holders: Vec<_> =
-        recorded.holders.iter().map(String::as_str).take(MAX_HOLDERS).collect();
-    if let Some((earlier_root, earlier_holders)) = &earlier
-        && *earlier_root == root
-    {
-        let room = MAX_HOLDERS - holders.len();
-        let others: Vec<_> =
-            earlier_holders.lines().filter(|holder| !holders.contains(holder)).take(room).collect();
-        holders.extend(others);
-    }
-    connection
-        .prepare_cached(
-            "INSERT OR REPLACE INTO action_result (key, result, output_root, holders, finished_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?
-        .execute(params![
-            &recorded.action_key[..],
-            recorded.result.encode_to_vec(),
-            root,
-            holders.join("\n"),
-            now_ms as i64
-        ])?;
-    Ok(())
-}
-
-fn record_link(connection: &Connection, link: &JobLink, now_ms: u64) -> rusqlite::Result<()> {
-    if let Some(job_key) = &link.job_key {
-        connection
-            .prepare_cached("INSERT OR REPLACE INTO job_result (key, action) VALUES (?1, ?2)")?
-            .execute(params![&job_key[..], &link.action_key[..]])?;
-    }
-    connection
-        .prepare_cached(
-            "INSERT OR REPLACE INTO named_result (job_id, name, input_root, action, finished_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?
-        .execute(params![
-            &link.job_id[..],
-            link.name,
-            wire::Digest::from(link.input_root).encode_to_vec(),
-            &link.action_key[..],
-            now_ms as i64
-        ])?;
-    Ok(())
-}
-
-pub(crate) fn named_result(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::NamedResult> {
-    let job_id: Vec<u8> = row.get(0)?;
-    let input_root: Option<Vec<u8>> = row.get(2)?;
-    let result: Vec<u8> = row.get(3)?;
-    Ok(wire::NamedResult {
-        job_id: job_id.into(),
-        name: row.get(1)?,
-        input_root: input_root.map(|root| decode(&root)).transpose()?,
-        result: Some(decode(&result)?),
-    })
-}
-
-pub(crate) fn finished_build(row: &rusqlite::Row<'_>) -> rusqlite::Result<wire::FinishedBuild> {
-    let summary: Vec<u8> = row.get(0)?;
-    let ids: Vec<u8> = row.get(1)?;
-    let job_ids = ids.chunks_exact(20).map(bytes::Bytes::copy_from_slice).collect();
-    Ok(wire::FinishedBuild { summary: Some(decode(&summary)?), job_ids })
-}
-
 /// Why a file is not opened as a state database.
 #[derive(Debug)]
 pub(crate) enum OpenError {
@@ -621,6 +401,7 @@ pub enum StateError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use distbuild_proto::DigestFunction;
 
     fn recorded(key: u8, holder: &str) -> Recorded {

@@ -4,6 +4,8 @@
 //! sends the coordinator what they make necessary. It ends when the coordinator has said its last
 //! word and nothing is left to be brought, or a bounded time after it was asked to end.
 
+mod link;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::Streaming;
 use tonic::transport::Channel;
+
+use link::{link_of, message_of};
 
 use super::console;
 use super::console::{visible, visible_lines};
@@ -256,46 +260,6 @@ impl Session {
         self.lender = Some(tokio::spawn(lender.lend()));
     }
 
-    /// The coordinator is there again.
-    async fn reattach(&mut self, link: Link) -> Streaming<BuildEvents> {
-        self.parts.screen.note("the coordinator is back, the build goes on");
-        self.parts.requests = link.requests;
-        self.lend();
-        self.parts.deliveries.attach();
-        let jobs = std::mem::take(&mut self.told_delivered);
-        self.delivered.extend(jobs);
-        self.tell_delivered().await;
-        if self.deadline.is_some() {
-            self.tell(Request::Cancel(wire::CancelBuild {})).await;
-        }
-        link.events
-    }
-
-    /// The stream broke: comes back if it may. False: it may not.
-    fn come_back(&mut self, why: &str) -> bool {
-        let going_on = self.parts.record.ended.is_none() && self.deadline.is_none();
-        let (Some(reconnector), Some(build)) = (self.parts.reconnector.clone(), self.build.clone())
-        else {
-            return false;
-        };
-        if !going_on {
-            return false;
-        }
-        for task in [self.lender.take(), self.uploader.take()].into_iter().flatten() {
-            task.abort();
-        }
-        self.parts.deliveries.detach();
-        let seconds = reconnector.limit.as_secs();
-        let text =
-            format!("the coordinator is lost ({why}); waiting for it, for {seconds} s at most");
-        self.parts.screen.note(&text);
-        let wire::BuildLender { build_id, secret } = build;
-        let resume = wire::ResumeBuild { build_id, secret, seq: self.last_seq, may_be_new: false };
-        let heard = self.parts.record.heard();
-        self.reconnecting = Some(tokio::spawn(reconnector.reconnect(resume, heard)));
-        true
-    }
-
     async fn job_finished(&mut self, finished: wire::JobFinished, lines: &mut String) {
         let (job, outcome) = (finished.job, finished.outcome());
         let failed = matches!(outcome, Outcome::Failed | Outcome::TimedOut);
@@ -463,28 +427,6 @@ impl Session {
         }
     }
 
-    /// The coordinator's stream has ended.
-    fn hang_up(&mut self, error: Option<&str>) {
-        let why = error.unwrap_or("it closed the connection");
-        if !self.come_back(why) {
-            self.give_up(why);
-        }
-    }
-
-    /// Nothing more is heard from the coordinator.
-    fn give_up(&mut self, why: &str) {
-        self.silent = true;
-        let deadline = Instant::now() + LAST_ERRANDS;
-        self.deadline = Some(self.deadline.map_or(deadline, |old| old.min(deadline)));
-        if self.parts.record.ended.is_none() {
-            self.spoilt = true;
-            self.parts.deliveries.stop();
-            if !self.cancelled {
-                self.parts.screen.note(&format!("error: the coordinator is lost: {why}"));
-            }
-        }
-    }
-
     fn end(mut self) -> Ended {
         for task in [self.lender.take(), self.uploader.take()].into_iter().flatten() {
             task.abort();
@@ -507,26 +449,6 @@ impl Session {
         let exit = Exit::of_all(exits.chain(spoilt.then_some(Exit::INFRASTRUCTURE)));
         let outcome = outcome_of(exit, &record);
         Ended { record, outcome, exit }
-    }
-}
-
-/// The next message, while there is a stream.
-async fn message_of(
-    events: &mut Option<Streaming<BuildEvents>>,
-) -> Result<Option<BuildEvents>, tonic::Status> {
-    match events {
-        Some(events) => events.message().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The next stream, while one is waited for.
-async fn link_of(
-    reconnecting: &mut Option<JoinHandle<Result<Link, String>>>,
-) -> Result<Link, String> {
-    match reconnecting {
-        Some(task) => task.await.unwrap_or_else(|error| Err(error.to_string())),
-        None => std::future::pending().await,
     }
 }
 

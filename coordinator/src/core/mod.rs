@@ -14,8 +14,10 @@ mod lookups;
 mod observed;
 mod output_trees;
 mod prefetch;
+mod reattach;
 mod resume;
 mod sessions;
+mod status;
 #[cfg(test)]
 mod tests;
 mod work;

@@ -5,10 +5,8 @@
 //! start ─▶ workers come back with what they run ─▶ submissions are taken ─▶ jobs claim what runs
 //! ```
 //!
-//! The order matters: before the workers are back nobody knows which results are whole, nor what runs. An attempt
-//! that a worker brought is for nobody until the job that it is for (or one with an equal action) is looked up; one
-//! that nobody claims in time is cancelled. What workers ask meanwhile about the inputs of such an attempt waits
-//! with it.
+//! The order matters: before the workers are back nobody knows which results are whole, nor what runs. What they
+//! bring is in [`super::reattach`].
 //!
 //! A client says what it has heard of its build. Of the rest it is told: events go on where it stands, and a job
 //! counts once, whether its end was heard before or is told now.
@@ -19,21 +17,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use distbuild_proto::wire;
 use distbuild_proto::wire::build_event::Body;
-use distbuild_proto::wire::to_worker;
-use distbuild_sched as sched;
 use distbuild_sched::{AttemptId, BuildId, How, JobRef, Outcome};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::attempts::{Attempt, Ended};
+use super::attempts::Ended;
 use super::builds::Build;
 use super::{Core, Shared};
 use crate::event_log::{EventLog, Reader};
 use crate::locator::Session as SessionId;
 use crate::state::{AttemptEnd, KnownSession, StateError};
 
-/// Requests for places that wait with attempts that nobody has claimed; beyond, they are answered at once.
-const MAX_PARKED: usize = 4096;
 /// Attempt numbers of one coordinator's life.
 const ATTEMPTS_PER_START: u64 = 1 << 32;
 
@@ -73,31 +67,31 @@ impl Earlier {
 /// What is awaited, and what came back and is not claimed yet.
 #[derive(Debug)]
 pub(super) struct Recovery {
-    first_attempt: AttemptId,
+    pub(super) first_attempt: AttemptId,
     sessions: BTreeMap<u32, KnownSession>,
     sessions_until: Instant,
     /// Builds whose clients may come back, and until when.
-    builds: BTreeMap<String, Instant>,
+    pub(super) builds: BTreeMap<String, Instant>,
     waiting: Vec<oneshot::Sender<()>>,
-    unclaimed: BTreeMap<AttemptId, Unclaimed>,
-    by_key: BTreeSet<(Bytes, AttemptId)>,
-    unclaimed_until: Instant,
+    pub(super) unclaimed: BTreeMap<AttemptId, Unclaimed>,
+    pub(super) by_key: BTreeSet<(Bytes, AttemptId)>,
+    pub(super) unclaimed_until: Instant,
     /// On their way to a job through the scheduler.
-    claimed: BTreeMap<AttemptId, Unclaimed>,
-    parked: Vec<(wire::LocateRequest, mpsc::Sender<wire::Located>)>,
+    pub(super) claimed: BTreeMap<AttemptId, Unclaimed>,
+    pub(super) parked: Vec<(wire::LocateRequest, mpsc::Sender<wire::Located>)>,
     /// Logs of builds that have ended, until their clients have taken in all of it.
     ended: BTreeMap<String, (Bytes, EventLog, Instant)>,
 }
 
 /// An attempt that a worker brought.
 #[derive(Debug)]
-struct Unclaimed {
-    session: SessionId,
-    origin: wire::AttemptOrigin,
+pub(super) struct Unclaimed {
+    pub(super) session: SessionId,
+    pub(super) origin: wire::AttemptOrigin,
     /// Its end, if that has come already.
-    report: Option<wire::AttemptEnded>,
+    pub(super) report: Option<wire::AttemptEnded>,
     /// It was cancelled.
-    dropped: bool,
+    pub(super) dropped: bool,
 }
 
 /// What is known of a build that goes on. Jobs by position.
@@ -159,7 +153,7 @@ impl Recovery {
         self.unclaimed.get(&id).is_some_and(|unclaimed| unclaimed.dropped)
     }
 
-    fn remove(&mut self, id: AttemptId) -> Option<Unclaimed> {
+    pub(super) fn remove(&mut self, id: AttemptId) -> Option<Unclaimed> {
         let unclaimed = self.unclaimed.remove(&id)?;
         self.by_key.remove(&(unclaimed.origin.action_key.clone(), id));
         Some(unclaimed)
@@ -327,188 +321,6 @@ impl Core {
         }
     }
 
-    /// Takes over the attempts that a worker brings from before the start.
-    pub(super) fn reattach(&mut self, session: SessionId, held: Vec<wire::HeldAttempt>) {
-        let Some(worker) = self.sessions.get(session).map(|entry| entry.worker) else {
-            return;
-        };
-        let now = self.now();
-        for held in held {
-            let (attempt, Some(origin)) = (AttemptId(held.attempt), held.origin) else { continue };
-            if attempt >= self.recovery.first_attempt {
-                continue;
-            }
-            let asked = held.resources.unwrap_or_default();
-            let resources = sched::Resources::new(asked.milli_cores, asked.memory_bytes);
-            self.scheduler.handle(now, sched::Event::Reattached { attempt, worker, resources });
-            let goes_on = self.recovery.unclaimed_until > Instant::now()
-                && (self.recovery.builds.contains_key(&origin.build_id)
-                    || self.build_by_name(&origin.build_id).is_some());
-            self.recovery.by_key.insert((origin.action_key.clone(), attempt));
-            let unclaimed = Unclaimed { session, origin, report: None, dropped: false };
-            self.recovery.unclaimed.insert(attempt, unclaimed);
-            if !goes_on {
-                self.drop_unclaimed(attempt);
-            }
-        }
-    }
-
-    /// The attempt that runs what a job is to run, if there is one; the job claims it.
-    pub(super) fn claim(&mut self, job: JobRef, joinable: bool) -> Option<AttemptId> {
-        if self.recovery.unclaimed.is_empty() {
-            return None;
-        }
-        let build = self.builds.get(&job.build)?;
-        let key = Bytes::copy_from_slice(&build.job(job).prepared.as_ref()?.key);
-        let (name, client_number) = (&build.public_id, build.client_number(job));
-        let equal = self.recovery.by_key.range((key.clone(), AttemptId(0))..);
-        let equal = equal.take_while(|(other, _)| *other == key).map(|(_, id)| *id);
-        let mut found = None;
-        for id in equal {
-            let Some(it) = self.recovery.unclaimed.get(&id).filter(|it| !it.dropped) else {
-                continue;
-            };
-            let own = it.origin.build_id == *name && it.origin.job == client_number;
-            if own {
-                found = Some(id);
-                break;
-            }
-            if joinable && it.origin.shared && found.is_none() {
-                found = Some(id);
-            }
-        }
-        let id = found?;
-        let claimed = self.recovery.remove(id)?;
-        self.recovery.claimed.insert(id, claimed);
-        Some(id)
-    }
-
-    /// The scheduler has given a claimed attempt to its job.
-    pub(super) fn adopted(&mut self, id: AttemptId, job: JobRef) {
-        let Some(Unclaimed { session, origin, report, .. }) = self.recovery.claimed.remove(&id)
-        else {
-            return;
-        };
-        let Some(worker) = self.sessions.get(session).map(|entry| entry.name.clone()) else {
-            return;
-        };
-        let Some(build) = self.builds.get_mut(&job.build) else {
-            return;
-        };
-        let client_number = build.client_number(job);
-        let own = origin.build_id == build.public_id && origin.job == client_number;
-        let before = build.earlier_attempts(job);
-        let number = if own { origin.number } else { before + 1 };
-        let heard = own && build.hears_of(job, number);
-        build.earlier.insert(job.index, before.max(number));
-        if !heard {
-            build.events.append(Body::AttemptStarted(wire::AttemptStarted {
-                job: client_number,
-                number,
-                worker: worker.clone(),
-            }));
-        }
-        self.attempts.insert(id, Attempt::adopted(job, number, session, worker));
-        if let Some(entry) = self.sessions.get_mut(session) {
-            entry.running.insert(id);
-        }
-        if let Some(report) = report {
-            self.attempt_ended(session, report);
-        }
-        let of_attempt = |(request, _): &mut (wire::LocateRequest, _)| request.attempt == id.0;
-        let parked: Vec<_> = self.recovery.parked.extract_if(.., of_attempt).collect();
-        parked.iter().for_each(|(request, reply)| self.locate(request, reply));
-    }
-
-    /// An attempt that no job has claimed, or whose claim came to nothing, is cancelled.
-    pub(super) fn drop_unclaimed(&mut self, id: AttemptId) {
-        if let Some(claimed) = self.recovery.claimed.remove(&id) {
-            self.recovery.unclaimed.insert(id, claimed);
-        }
-        let Some(unclaimed) = self.recovery.unclaimed.get_mut(&id) else {
-            return;
-        };
-        unclaimed.dropped = true;
-        let (session, has_ended) = (unclaimed.session, unclaimed.report.is_some());
-        if has_ended {
-            self.end_unclaimed(id);
-        } else {
-            let cancel = wire::CancelAttempt { attempt: id.0 };
-            self.send_to(session, to_worker::Body::CancelAttempt(cancel));
-        }
-    }
-
-    /// A worker reports the end of an attempt that nobody has claimed; true if it is one.
-    pub(super) fn unclaimed_ended(
-        &mut self,
-        session: SessionId,
-        ended: &wire::AttemptEnded,
-    ) -> bool {
-        let id = AttemptId(ended.attempt);
-        let recovery = &mut self.recovery;
-        let brought = recovery.unclaimed.get_mut(&id).or(recovery.claimed.get_mut(&id));
-        let Some(brought) = brought.filter(|it| it.session == session) else {
-            return false;
-        };
-        brought.report = Some(ended.clone());
-        if brought.dropped {
-            self.end_unclaimed(id);
-        }
-        true
-    }
-
-    fn end_unclaimed(&mut self, id: AttemptId) {
-        let Some(unclaimed) = self.recovery.remove(id) else { return };
-        self.acknowledge(unclaimed.session, id);
-        let end = sched::AttemptEnd::Cancelled;
-        self.scheduler.handle(self.now(), sched::Event::AttemptEnded { attempt: id, end });
-        self.close_heard(&unclaimed.origin);
-    }
-
-    /// A session has ended, and with it what it brought.
-    pub(super) fn unclaimed_of_ended(&mut self, session: SessionId) {
-        let of_session = |(_, it): &(&AttemptId, &Unclaimed)| it.session == session;
-        let ids: Vec<_> =
-            self.recovery.unclaimed.iter().filter(of_session).map(|(id, _)| *id).collect();
-        for id in ids {
-            if let Some(unclaimed) = self.recovery.remove(id) {
-                self.close_heard(&unclaimed.origin);
-            }
-        }
-    }
-
-    /// The client was told that this attempt runs, and nothing comes of it.
-    fn close_heard(&mut self, origin: &wire::AttemptOrigin) {
-        let id = self.build_by_name(&origin.build_id);
-        let Some(build) = id.and_then(|id| self.builds.get_mut(&id)) else {
-            return;
-        };
-        let Some(index) = build.work.position(origin.job) else { return };
-        let Some(resumed) = &mut build.resumed else { return };
-        let heard = resumed.attempts.get_mut(&index);
-        if let Some(heard) = heard.filter(|it| it.running && it.number == origin.number) {
-            heard.running = false;
-            build.events.append(Body::AttemptFinished(lost(heard)));
-        }
-    }
-
-    /// Keeps a request about an attempt that nobody has claimed yet; false if it is not about one.
-    pub(super) fn park(
-        &mut self,
-        request: &wire::LocateRequest,
-        reply: &mpsc::Sender<wire::Located>,
-    ) -> bool {
-        let id = AttemptId(request.attempt);
-        let waits = id < self.recovery.first_attempt
-            && !self.attempts.contains_key(&id)
-            && Instant::now() < self.recovery.unclaimed_until
-            && self.recovery.parked.len() < MAX_PARKED;
-        if waits {
-            self.recovery.parked.push((request.clone(), reply.clone()));
-        }
-        waits
-    }
-
     /// Tells the client of a build that goes on what became of attempts while it could not hear.
     pub(super) fn tell_missed(&mut self, build: &mut Build) {
         let Some(resumed) = &mut build.resumed else { return };
@@ -619,7 +431,7 @@ impl Build {
     }
 
     /// Whether the client believes that this attempt runs.
-    fn hears_of(&self, job: JobRef, number: u32) -> bool {
+    pub(super) fn hears_of(&self, job: JobRef, number: u32) -> bool {
         let resumed = self.resumed.as_ref();
         let heard = resumed.and_then(|resumed| resumed.attempts.get(&job.index));
         heard.is_some_and(|heard| heard.running && heard.number == number)
@@ -631,7 +443,7 @@ fn is_success(outcome: wire::Outcome) -> bool {
 }
 
 /// The end of an attempt that ended unheard of.
-fn lost(heard: &wire::HeardAttempt) -> wire::AttemptFinished {
+pub(super) fn lost(heard: &wire::HeardAttempt) -> wire::AttemptFinished {
     wire::AttemptFinished {
         job: heard.job,
         number: heard.number,
