@@ -204,10 +204,11 @@ impl Scheduler {
 
     fn drop_execution(&mut self, id: u32) {
         if let Stage::Running { attempt } = self.executions[id].stage {
+            // It is not known if its worker has just left.
             if let Some(running) = self.attempts.get_mut(attempt.0) {
                 running.execution = None;
+                self.emit(Effect::CancelAttempt { attempt });
             }
-            self.emit(Effect::CancelAttempt { attempt });
         }
         self.unqueue(id);
         self.remove_execution(id);

@@ -367,13 +367,19 @@ impl Scheduler {
             return;
         };
         self.freed.remove(&slot);
+        let stays_known = self.has_planted(Planted::StaleEpoch);
+        let mut over = Vec::new();
         for attempt in gone.attempts {
-            let known = match self.has_planted(Planted::StaleEpoch) {
+            let known = match stays_known {
                 true => self.attempts.get(attempt.0).copied(),
                 false => self.attempts.remove(attempt.0),
             };
-            let ended = known.and_then(|attempt| attempt.execution);
-            if let Some(execution) = ended {
+            over.extend(known.and_then(|known| Some((attempt, known.execution?))));
+        }
+        for (attempt, execution) in over {
+            // The end of an earlier one may have stopped its build.
+            let stage = self.executions.get(execution).map(|execution| execution.stage);
+            if stage == Some(Stage::Running { attempt }) {
                 let ended = Ended { execution, attempt, store: gone.store, worker_lost: lost };
                 let end = AttemptEnd::Infra { blame: Blame::Worker, lost_inputs: false };
                 self.ended(ended, end);

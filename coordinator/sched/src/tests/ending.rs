@@ -2,8 +2,8 @@
 
 use super::rig::{BROKEN, GIB, Rig, at, inner, job, key};
 use crate::{
-    AttemptEnd, Blame, BuildId, Effect, Event, InfraReason, JobSpec, NoWorkerReason, Outcome,
-    Resources,
+    AttemptEnd, Blame, BuildId, Config, Effect, Event, InfraReason, JobSpec, NoWorkerReason,
+    Outcome, Resources,
 };
 
 fn infra(reason: InfraReason) -> Outcome {
@@ -232,4 +232,19 @@ fn a_late_answer_for_a_cancelled_build_changes_nothing() {
     rig.tell(Event::Cancelled { build: BuildId(1) });
     rig.answer(at(1, 0), key(1));
     assert_eq!(rig.assigned(), []);
+}
+
+#[test]
+fn what_a_worker_ran_that_left_is_over_and_is_not_cancelled() {
+    let config = Config { quarantine_after: 1, ..Config::default() };
+    let mut rig = Rig::with(config);
+    rig.join(1, 2);
+    // Two jobs of a build that stops at a failure; the first to be over stops it.
+    rig.submit_as(1, 0, 0, false, &[(&[], job(1)), (&[], job(1))]);
+    rig.miss();
+    assert_eq!(rig.assigned().len(), 2);
+    rig.leave(1, true);
+    assert_eq!((rig.cancellations(), rig.builds_ended()), (vec![], vec![1]));
+    let outcomes: Vec<_> = rig.outcomes().into_iter().map(|(_, outcome)| outcome).collect();
+    assert_eq!(outcomes, [infra(InfraReason::Quarantined { workers: 1 }), Outcome::Cancelled]);
 }
