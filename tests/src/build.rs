@@ -129,6 +129,14 @@ impl Running {
         })
     }
 
+    /// Waits until so many jobs have finished.
+    pub fn wait_finished(&self, jobs: usize) {
+        let finished = |event: &&Value| event["type"] == "job_finished";
+        wait::until("jobs to finish", || {
+            (self.events().iter().filter(finished).count() >= jobs).then_some(())
+        });
+    }
+
     /// Waits for the end.
     ///
     /// # Panics

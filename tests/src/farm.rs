@@ -17,6 +17,8 @@ pub struct Farm {
     pub workers: Vec<Option<Daemon>>,
     /// The coordinator.
     pub coordinator: Daemon,
+    /// Its state.
+    state: PathBuf,
     directory: tempfile::TempDir,
 }
 
@@ -36,10 +38,19 @@ impl Farm {
     /// # Panics
     /// There is no temporary directory.
     pub fn without_workers() -> Self {
+        Self::without_workers_on(None)
+    }
+
+    /// The same, with the coordinator's state in this directory.
+    ///
+    /// # Panics
+    /// There is no temporary directory.
+    pub fn without_workers_on(state: Option<&Path>) -> Self {
         let directory = tempfile::Builder::new().prefix("distbuild-farm-").tempdir();
         let directory = directory.expect("a temporary directory can be made");
-        let coordinator = start_coordinator(directory.path(), "127.0.0.1:0");
-        Self { workers: Vec::new(), coordinator, directory }
+        let state = state.map_or_else(|| directory.path().join("coordinator"), Path::to_owned);
+        let coordinator = start_coordinator(&state, "127.0.0.1:0");
+        Self { workers: Vec::new(), coordinator, state, directory }
     }
 
     /// Where clients and workers dial.
@@ -92,7 +103,7 @@ impl Farm {
         let address = self.address();
         self.coordinator.signal(nix::sys::signal::Signal::SIGTERM);
         self.coordinator.wait();
-        self.coordinator = start_coordinator(self.directory.path(), &address);
+        self.coordinator = start_coordinator(&self.state, &address);
     }
 
     /// Kills the coordinator as a power cut would.
@@ -103,7 +114,7 @@ impl Farm {
     /// Starts the coordinator that was killed again, at the same address and with the same state.
     pub fn start_coordinator_again(&mut self) {
         let address = self.address();
-        self.coordinator = start_coordinator(self.directory.path(), &address);
+        self.coordinator = start_coordinator(&self.state, &address);
     }
 
     /// Waits until so many workers are connected.
@@ -139,9 +150,9 @@ impl Farm {
     }
 }
 
-fn start_coordinator(directory: &Path, listen: &str) -> Daemon {
+fn start_coordinator(state: &Path, listen: &str) -> Daemon {
     let mut command = Command::new(distbuild());
     command.args(["coordinator", "--insecure", "--listen", listen, "--http", "127.0.0.1:0"]);
-    command.arg("--state").arg(directory.join("coordinator"));
+    command.arg("--state").arg(state);
     Daemon::start(command)
 }

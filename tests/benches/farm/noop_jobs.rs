@@ -70,7 +70,7 @@ pub(crate) fn run(section: &mut Section) {
     section.row(what, Unit::Milliseconds, &latency, Target::AtMost(6e-3));
 }
 
-fn noop(number: usize, dep: Option<usize>) -> Value {
+pub(crate) fn noop(number: usize, dep: Option<usize>) -> Value {
     let deps: Vec<String> = dep.iter().map(ToString::to_string).collect();
     json!({
         "name": number.to_string(), "deps": deps, "env": [format!("NUMBER={number}")],
@@ -78,7 +78,7 @@ fn noop(number: usize, dep: Option<usize>) -> Value {
     })
 }
 
-fn build(farm: &Farm, project: &Project) {
+pub(crate) fn build(farm: &Farm, project: &Project) {
     let finished = farm.build(&project.graph()).args(["--no-cache"]).succeed();
     assert_eq!(finished.jobs("executed"), finished.jobs("total"));
 }

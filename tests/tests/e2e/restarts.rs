@@ -107,7 +107,7 @@ fn jobs_that_end_while_the_coordinator_is_away_count_once() {
 fn a_coordinator_may_be_killed_at_any_instant_and_twice() {
     let mut farm = Farm::start(2);
     let script = |n: u32| format!("sleep 0.{}; echo {n} > {{{{OUTPUT_DIR}}}}/f; echo {n}", n % 4);
-    for kill_after in [0, 1, 3, 6, 9] {
+    for kill_after in [0_usize, 1, 3, 6, 9] {
         let name = |n: u32| format!("job {kill_after} {n}");
         let mut jobs: Vec<Value> = (0..8).map(|n| shell(&name(n), &script(n))).collect();
         let deps: Vec<String> = (0..8).map(name).collect();
@@ -121,11 +121,7 @@ fn a_coordinator_may_be_killed_at_any_instant_and_twice() {
         let running = farm.build(&project.graph()).args(["--no-cache"]).start();
         running.wait_event("build_started", |_| true);
         for kill_after in [kill_after, kill_after + 2] {
-            let mut finished = 0;
-            running.wait_event("job_finished", |_| {
-                finished += 1;
-                finished >= kill_after
-            });
+            running.wait_finished(kill_after);
             farm.kill_coordinator();
             farm.start_coordinator_again();
         }
@@ -135,6 +131,43 @@ fn a_coordinator_may_be_killed_at_any_instant_and_twice() {
         assert_ran_once(&build, (0..12).map(name));
         assert_told_once(&build);
     }
+}
+
+#[test]
+fn a_coordinator_may_be_killed_again_and_again() {
+    let mut farm = Farm::start(3);
+    let name = |n: usize| format!("job {n}");
+    // Layers of ten: all of the one before are needed.
+    let jobs = (0..60).map(|n| {
+        let layer: usize = n / 10 * 10;
+        let deps: Vec<String> = (layer.saturating_sub(10)..layer).map(name).collect();
+        let deps: Vec<&str> = deps.iter().map(String::as_str).collect();
+        let source = format!("source {n}");
+        let script =
+            format!("sleep 0.{}; cat '/distbuild/src/{source}' > {{{{OUTPUT_DIR}}}}/f", n % 3);
+        shell_with(&name(n), &[&source], &deps, &script)
+    });
+    let project = Project::with_jobs(jobs.collect());
+    (0..60).for_each(|n| project.file(format!("source {n}"), format!("{n}\n")));
+    let running = farm.build(&project.graph()).args(["--no-cache"]).start();
+    running.wait_event("build_started", |_| true);
+    for n in 0..12_u64 {
+        // Instants that have nothing to do with what happens.
+        std::thread::park_timeout(Duration::from_millis(40 + n * n * 37 % 411));
+        farm.kill_coordinator();
+        farm.start_coordinator_again();
+    }
+    let build = running.finish();
+    assert_eq!(build.code, 0, "{}", build.stderr);
+    assert_eq!(build.jobs("executed"), 60, "{}", build.summary);
+    for job in (0..60).map(name) {
+        let attempts = build.attempts(&job);
+        let (last, lost) = attempts.split_last().unwrap();
+        assert_eq!(last["result"], "succeeded", "{job}: {}", build.summary);
+        // The assignment of such an attempt died with a coordinator, on its way to the worker.
+        assert!(lost.iter().all(|it| it["result"] == "infra_error"), "{job}: {}", build.summary);
+    }
+    assert_told_once(&build);
 }
 
 #[test]
@@ -236,22 +269,13 @@ fn lua_is_built_while_its_coordinator_is_killed() {
     let mut farm = Farm::start(3);
     let project = example::lua();
     let running = farm.build(&project.graph()).start();
-    let mut finished = 0;
-    running.wait_event("job_finished", |_| {
-        finished += 1;
-        finished >= 10
-    });
+    running.wait_finished(10);
     farm.kill_coordinator();
     farm.start_coordinator_again();
     let back = Instant::now();
-    running.wait_event("job_finished", {
-        let before = running.events().iter().filter(|it| it["type"] == "job_finished").count();
-        let mut finished = 0;
-        move |_| {
-            finished += 1;
-            finished > before
-        }
-    });
+    let finished = |event: &&Value| event["type"] == "job_finished";
+    let before = running.events().iter().filter(finished).count();
+    running.wait_finished(before + 1);
     let delay = back.elapsed();
     let build = running.finish();
     assert_eq!(build.code, 0, "{}", build.stderr);
