@@ -119,7 +119,7 @@ impl Record {
         }
     }
 
-    /// What is known of jobs that have finished, and of the newest attempts of the others.
+    /// What is known of jobs that have finished, and of the newest attempts of those that run or may.
     pub(crate) fn heard(&self) -> wire::HeardBatch {
         let finished = self.outcome_of.iter().map(|(job, outcome)| wire::HeardJob {
             job: *job,
@@ -133,7 +133,9 @@ impl Record {
             self.running.iter().map(|((job, number), worker)| (*job, *number, worker, true));
         for (job, number, worker, running) in ended.chain(running) {
             let known = newest.get(&job).map_or(0, |attempt| attempt.number);
-            if number >= known && !self.outcome_of.contains_key(&job) {
+            // A job that has finished may be run again, if its outputs were lost.
+            let counts = running || !self.outcome_of.contains_key(&job);
+            if number >= known && counts {
                 let worker = worker.clone();
                 newest.insert(job, wire::HeardAttempt { job, number, worker, running });
             }

@@ -457,6 +457,7 @@ impl Core {
             return;
         };
         let outcome = build.outcome();
+        build.tell_unclaimed();
         build.events.append(Body::BuildFinished(wire::BuildFinished {
             outcome: outcome.into(),
             bytes: Some(build.bytes),

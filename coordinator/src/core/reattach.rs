@@ -96,6 +96,9 @@ impl Core {
         let number = if own { origin.number } else { before + 1 };
         let heard = own && build.hears_of(job, number);
         build.earlier.insert(job.index, before.max(number));
+        if heard && let Some(resumed) = &mut build.resumed {
+            resumed.attempts.remove(&job.index);
+        }
         if !heard {
             build.events.append(Body::AttemptStarted(wire::AttemptStarted {
                 job: client_number,

@@ -324,17 +324,22 @@ impl Core {
     /// Tells the client of a build that goes on what became of attempts while it could not hear.
     pub(super) fn tell_missed(&mut self, build: &mut Build) {
         let Some(resumed) = &mut build.resumed else { return };
-        let is_brought = |job: u32, number: u32| {
-            let is = |it: &Unclaimed| {
-                let origin = &it.origin;
-                origin.build_id == build.public_id && origin.job == job && origin.number == number
-            };
-            self.recovery.unclaimed.values().any(|it| !it.dropped && is(it))
+        let of_build = |(_, it): &(&AttemptId, &Unclaimed)| {
+            !it.dropped && it.origin.build_id == build.public_id
         };
+        let brought = self.recovery.unclaimed.iter().filter(of_build);
+        let mut brought: BTreeMap<(u32, u32), AttemptId> =
+            brought.map(|(id, it)| ((it.origin.job, it.origin.number), *id)).collect();
+        // The end of these was written down, and their workers did not hear of it.
+        let ended: Vec<_> = resumed
+            .ends
+            .values()
+            .filter_map(|end| brought.remove(&(end.finished.job, end.finished.number)))
+            .collect();
         let mut told_of = BTreeMap::new();
         for (index, heard) in &mut resumed.attempts {
-            told_of.insert(*index, (heard.number, heard.running));
-            if !heard.running || is_brought(heard.job, heard.number) {
+            told_of.insert(*index, heard.number);
+            if !heard.running || brought.contains_key(&(heard.job, heard.number)) {
                 continue;
             }
             heard.running = false;
@@ -343,7 +348,7 @@ impl Core {
             build.events.append(Body::AttemptFinished(finished));
         }
         for (index, end) in &resumed.ends {
-            let heard = told_of.get(index).map_or(0, |(number, _)| *number);
+            let heard = told_of.get(index).copied().unwrap_or(0);
             if heard >= end.finished.number || resumed.told.contains_key(index) {
                 continue;
             }
@@ -355,6 +360,7 @@ impl Core {
             }));
             build.events.append(Body::AttemptFinished(finished.clone()));
         }
+        ended.into_iter().for_each(|id| self.drop_unclaimed(id));
     }
 
     /// How a job that is about to be looked up has ended already, without success.
@@ -423,6 +429,14 @@ impl Core {
 }
 
 impl Build {
+    /// Tells of attempts that the client believes to run and that nobody needed any more.
+    pub(super) fn tell_unclaimed(&self) {
+        let heard = self.resumed.iter().flat_map(|resumed| resumed.attempts.values());
+        for heard in heard.filter(|heard| heard.running) {
+            self.events.append(Body::AttemptFinished(lost(heard)));
+        }
+    }
+
     /// Attempts of a job before those that the scheduler knows of.
     pub(super) fn earlier_attempts(&self, job: JobRef) -> u32 {
         let known = self.earlier.get(&job.index).copied().unwrap_or(0);

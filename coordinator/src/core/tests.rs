@@ -117,15 +117,20 @@ impl Rig {
 
     /// Independent jobs, of which the first is requested.
     fn submit(&mut self, name: &str, count: usize) -> EventLog {
-        self.submit_as(name, count, false)
+        self.submit_as(name, count, |_| {})
     }
 
     /// The same, by a client that comes back.
     fn submit_resumable(&mut self, name: &str, count: usize) -> EventLog {
-        self.submit_as(name, count, true)
+        self.submit_as(name, count, |submission| submission.header.resumable = true)
     }
 
-    fn submit_as(&mut self, name: &str, count: usize, resumable: bool) -> EventLog {
+    fn submit_as(
+        &mut self,
+        name: &str,
+        count: usize,
+        change: impl FnOnce(&mut Submission),
+    ) -> EventLog {
         let mut raw = RawGraph::new("");
         for index in 0..count {
             let name = format!("{name} {index}");
@@ -139,10 +144,10 @@ impl Rig {
         let graph = Graph::validate(raw).unwrap();
         let requested: Vec<bool> = (0..count).map(|index| index == 0).collect();
         let (pool_of, cached) = (vec![0; count], vec![None; count]);
-        let submission = Submission {
+        let mut submission = Submission {
             build_id: name.to_owned(),
             secret: Bytes::new(),
-            header: wire::BuildHeader { no_cache: true, resumable, ..Default::default() },
+            header: wire::BuildHeader { no_cache: true, ..Default::default() },
             function: DigestFunction::Blake3,
             plan: Box::new(plan(&graph, &pool_of, &requested, &cached).unwrap()),
             work: Work::Graph(Box::new(GraphWork {
@@ -162,6 +167,7 @@ impl Rig {
             declared: Default::default(),
             resumed: None,
         };
+        change(&mut submission);
         self.core.submit(submission).unwrap().events
     }
 }
@@ -413,4 +419,54 @@ async fn a_build_whose_client_does_not_come_back_in_time_is_cancelled() {
     assert!(log.next_for(reader).await.unwrap().unwrap().events.iter().any(|event| {
         matches!(&event.body, Some(Body::BuildFinished(it)) if it.outcome() == wire::Outcome::Cancelled)
     }));
+}
+
+#[tokio::test]
+async fn an_end_that_was_written_down_and_not_heard_of_is_told_once_to_client_and_worker() {
+    let mut rig = rig_after(earlier("b"), Limits::default());
+    let mut orders = rig.join_with(bringing("b"));
+    bodies(&mut orders);
+    let finished = wire::AttemptFinished {
+        number: 1,
+        outcome: wire::Outcome::Failed.into(),
+        exit_code: 7,
+        ..Default::default()
+    };
+    let end = crate::state::AttemptEnd {
+        build_id: "b".to_owned(),
+        finished,
+        action_key: [1; 32],
+        result: Some(wire::JobResult { exit_code: 7, ..Default::default() }),
+        holders: Vec::new(),
+    };
+    let heard = wire::HeardAttempt { number: 1, running: true, ..Default::default() };
+    let log = rig.submit_as("b", 1, |submission| {
+        submission.header.resumable = true;
+        let (ends, attempts) = ([(0, end)].into(), [(0, heard)].into());
+        let resumed = Resumed { seq: 5, ends, attempts, ..Default::default() };
+        submission.resumed = Some(Box::new(resumed));
+    });
+    rig.rounds();
+    let told = log.next().await.unwrap().events;
+    let seqs: Vec<u64> = told.iter().map(|event| event.seq).collect();
+    assert_eq!(seqs, [6, 7, 8]);
+    let told: Vec<Body> = told.into_iter().filter_map(|event| event.body).collect();
+    assert!(
+        matches!(
+            &told[..],
+            [Body::AttemptFinished(attempt), Body::JobFinished(job), Body::BuildFinished(_)]
+                if attempt.exit_code == 7 && job.outcome() == wire::Outcome::Failed
+        ),
+        "{told:?}"
+    );
+    let asked = bodies(&mut orders);
+    assert!(
+        matches!(&asked[0], to_worker::Body::CancelAttempt(it) if it.attempt == 7),
+        "{asked:?}"
+    );
+    let ended = wire::AttemptEnded { attempt: 7, ..Default::default() };
+    rig.core.attempt_ended(5, ended);
+    rig.rounds();
+    let acknowledged = orders.try_recv().unwrap().acknowledged;
+    assert_eq!(acknowledged, [7]);
 }
