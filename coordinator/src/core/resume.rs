@@ -234,7 +234,12 @@ impl Core {
             tracing::warn!(build = id, "the client of a build did not come back");
             self.recovery.builds.remove(&id);
             self.release(&id);
-            self.forget_build(id);
+            let state = self.shared.state.clone();
+            tokio::spawn(async move {
+                if let Err(error) = state.give_build_up(id).await {
+                    tracing::warn!(%error, "failed to give a build up");
+                }
+            });
         }
         let patience = self.shared.limits.client_reconnect;
         let lost = |build: &Build| build.client_lost.is_some_and(|at| at + patience <= now);

@@ -159,6 +159,26 @@ impl State {
         .await
     }
 
+    /// A build will not go on: it counts as ended by an infrastructure error.
+    pub(crate) async fn give_build_up(&self, id: String) -> Result<(), StateError> {
+        let given_up = id.clone();
+        self.call(move |connection| {
+            let summary: Option<Vec<u8>> = connection
+                .prepare_cached("SELECT summary FROM build WHERE id = ?1")?
+                .query_row([&given_up], |row| row.get(0))
+                .optional()?;
+            let Some(summary) = summary else { return Ok(()) };
+            let mut summary: wire::BuildSummary = decode(&summary)?;
+            (summary.finished, summary.outcome) = (true, wire::Outcome::InfraError.into());
+            connection
+                .prepare_cached("UPDATE build SET summary = ?2 WHERE id = ?1")?
+                .execute(params![given_up, summary.encode_to_vec()])?;
+            Ok(())
+        })
+        .await?;
+        self.forget_build(id).await
+    }
+
     /// A build has ended: forgets what only its going on needed.
     pub(crate) async fn forget_build(&self, id: String) -> Result<(), StateError> {
         loop {
@@ -277,6 +297,19 @@ mod tests {
         assert_eq!(found, [(0, 0, "cached"), (1, 7, "own")]);
         state.forget_build("b".to_owned()).await.unwrap();
         assert!(state.running_build("b".to_owned()).await.unwrap().is_none());
+        assert!(state.running_builds().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_build_that_does_not_go_on_is_listed_as_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = state(&directory);
+        let summary = wire::BuildSummary { build_id: "b".to_owned(), ..Default::default() };
+        state.record_build(summary, Bytes::new()).await.unwrap();
+        state.begin_build("b".to_owned(), Bytes::new()).await.unwrap();
+        state.give_build_up("b".to_owned()).await.unwrap();
+        let listed = state.builds(1).await.unwrap().remove(0).summary.unwrap();
+        assert!(listed.finished && listed.outcome() == wire::Outcome::InfraError, "{listed:?}");
         assert!(state.running_builds().await.unwrap().is_empty());
     }
 }
