@@ -1,9 +1,8 @@
 //! What one action has on the disk beside its inputs: the directory that it writes its outputs to, and next
 //! to it the files that long streams go to.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use distbuild_proto::action::Layout;
@@ -11,6 +10,7 @@ use distbuild_proto::action::Layout;
 use crate::report::Trouble;
 use crate::run_dir::remove_tree;
 use crate::sandbox::protocol::{CHANGES_DIR, WORK_DIR};
+use crate::spread;
 
 /// The places of one action. Nothing is there before [`make`](Self::make).
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct ActionDir {
 impl ActionDir {
     /// Below the worker's directory of all actions, by the number of the action's view.
     pub(crate) fn new(actions: &Path, view: u64) -> Self {
-        Self { out: actions.join(view.to_string()) }
+        Self { out: spread::place(actions, view) }
     }
 
     /// The output directory.
@@ -45,7 +45,7 @@ impl ActionDir {
     /// The disk refuses.
     pub(crate) fn make(&self, layout: Layout) -> Result<(), Trouble> {
         let make = |path: &Path| {
-            let made = DirBuilder::new().mode(0o755).create(path);
+            let made = spread::make(path, 0o755);
             made.map_err(|source| Trouble::disk("make", path, source))
         };
         make(&self.out)?;

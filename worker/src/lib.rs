@@ -49,6 +49,7 @@ mod report;
 mod run_dir;
 pub mod sandbox;
 mod session;
+mod spread;
 mod toolchain;
 mod trees;
 mod wants;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::WorkerError;
+use crate::spread::spread_below;
 
 /// The directories of one worker.
 #[derive(Debug)]
@@ -62,6 +63,7 @@ impl RunDir {
         make_dir(&run.join("mount"))?;
         make_dir(&run.join("passthrough"))?;
         make_dir(&actions)?;
+        spread_below(&actions);
         let lock = run.join("lock");
         let lock = Flock::lock(open_lock(&lock)?, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| failed("lock", &lock, errno.into()))?;
@@ -78,7 +80,7 @@ impl RunDir {
         self.run.join("passthrough")
     }
 
-    /// Below this every action has a directory.
+    /// Below this every action has a directory, at its [`place`](crate::spread::place).
     pub(crate) fn actions(&self) -> &Path {
         &self.actions
     }
