@@ -86,7 +86,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "F", default_value = "blake3")]
     pub(crate) digest_function: DigestFunction,
 
-    /// Send all declared source files at once, for builds that must outlive this process
+    /// Send all declared source files at once, instead of each when a job first reads it
     #[arg(long)]
     pub(crate) upload: bool,
 
