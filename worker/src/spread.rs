@@ -30,12 +30,9 @@ nix::ioctl_write_ptr_bad!(set_flags, libc::FS_IOC_SETFLAGS, libc::c_int);
 /// Asks the file system to put the directories that are made in this one far from each other. Whether it can
 /// makes no difference but speed.
 pub(crate) fn spread_below(directory: &Path) {
-    match set_topdir(directory) {
-        // A file system that knows nothing of this, or a user who may not ask.
-        Ok(()) | Err(Errno::ENOTTY | Errno::EOPNOTSUPP | Errno::EPERM | Errno::ENOSYS) => {}
-        Err(errno) => {
-            tracing::debug!(path = %directory.display(), %errno, "directories are not spread");
-        }
+    // A file system that knows nothing of this, or a user who may not ask.
+    if let Err(errno) = set_topdir(directory) {
+        tracing::debug!(path = %directory.display(), %errno, "directories are not spread");
     }
 }
 
@@ -51,13 +48,13 @@ fn set_topdir(directory: &Path) -> Result<(), Errno> {
     unsafe { set_flags(opened.as_raw_fd(), &raw const flags) }.map(drop)
 }
 
-/// Where thing number `number` is below a directory of many.
+/// Where the directory of this number is, below that of all.
 pub(crate) fn place(directory: &Path, number: u64) -> PathBuf {
     let group = number / IN_A_ROW % GROUPS;
     directory.join(group.to_string()).join(number.to_string())
 }
 
-/// Makes a directory at a [`place`].
+/// Makes a directory, and if need be the one that it is in: a [`place`] may be the first of its group.
 ///
 /// # Errors
 /// The file system's; also if it exists.
