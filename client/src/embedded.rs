@@ -208,7 +208,8 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let used = RuntimeDirectory::make_in(parent.path()).unwrap();
         // As a killed process leaves it: nobody holds a lock.
-        let left = nix::unistd::mkdtemp(&parent.path().join("distbuild-XXXXXX")).unwrap();
+        let left = parent.path().join(format!("{PREFIX}{DISTINCT}"));
+        let left = nix::unistd::mkdtemp(&left).unwrap();
         drop(std::os::unix::net::UnixListener::bind(left.join(SOCKET)).unwrap());
         let others = parent.path().join("distbuild-backup");
         fs::create_dir(&others).unwrap();

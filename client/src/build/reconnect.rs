@@ -1,8 +1,9 @@
 //! Submitting a build, and coming back to one whose stream broke.
 //!
-//! A submission that a dying coordinator did not answer is sent again. Of a build that has begun, the client dials again, with pauses that grow and vary, for a bounded time. A coordinator that still runs the
-//! build lets it attach with the number of the last event alone. One that was started anew gets the whole
-//! submission once more, and what the client has heard: it is the client that remembers a build's events.
+//! A submission that a dying coordinator did not answer is sent again. When the stream of a build that has begun
+//! breaks, the client dials again, with pauses that grow and vary, for a bounded time. A coordinator that still
+//! runs the build lets it attach with the number of the last event alone. One that was started anew gets the
+//! whole submission once more, and what the client has heard: it is the client that remembers a build's events.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -90,21 +91,18 @@ impl Reconnector {
         heard: wire::HeardBatch,
     ) -> Result<Link, String> {
         let deadline = Instant::now() + self.limit;
+        let too_late = || format!("it did not come back within {} s", self.limit.as_secs());
         let mut pause = PAUSE;
         loop {
             let status = match tokio::time::timeout_at(deadline, self.once(&resume, &heard)).await {
                 Ok(Ok(link)) => return Ok(link),
                 Ok(Err(status)) if is_passing(&status) => status,
                 Ok(Err(status)) => return Err(status.message().to_owned()),
-                Err(_) => {
-                    let seconds = self.limit.as_secs();
-                    return Err(format!("it did not come back within {seconds} s"));
-                }
+                Err(_) => return Err(too_late()),
             };
             tracing::debug!(%status, "the coordinator is not back");
             if Instant::now() + pause > deadline {
-                let seconds = self.limit.as_secs();
-                return Err(format!("it did not come back within {seconds} s"));
+                return Err(too_late());
             }
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
             pause = (2 * pause).min(MAX_PAUSE);
