@@ -221,13 +221,12 @@ pub(super) fn record(connection: &Connection, end: &AttemptEnd) -> rusqlite::Res
 
 fn attempt_end(build_id: &str, row: &rusqlite::Row<'_>) -> rusqlite::Result<AttemptEnd> {
     let finished: Vec<u8> = row.get(0)?;
-    let action: Vec<u8> = row.get(1)?;
     let result: Option<Vec<u8>> = row.get(2)?;
     let holders: String = row.get(3)?;
     Ok(AttemptEnd {
         build_id: build_id.to_owned(),
         finished: decode(&finished)?,
-        action_key: action[..].try_into().unwrap_or_default(),
+        action_key: row.get(1)?,
         result: result.map(|result| decode(&result)).transpose()?,
         holders: holders.lines().map(str::to_owned).collect(),
     })
