@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use distbuild_tests::build::Finished;
+use distbuild_tests::build::{Finished, Running};
 use distbuild_tests::project::{shell, shell_with};
 use distbuild_tests::{Build, Conditions, Farm, Project, SlowLink, example, wait};
 use serde_json::{Value, json};
@@ -47,6 +47,21 @@ fn assert_ran_once(build: &Finished, jobs: impl IntoIterator<Item = String>) {
         let results: Vec<&Value> = attempts.iter().map(|attempt| &attempt["result"]).collect();
         assert_eq!(results, ["succeeded"], "{job}: {}\n{}", build.summary, build.stderr);
     }
+}
+
+/// A build of one job, `a`, which runs for another two seconds.
+fn build_whose_job_runs(farm: &Farm) -> (Project, Running) {
+    let project =
+        Project::with_jobs(json!([shell("a", "echo up; sleep 2; echo a > {{OUTPUT_DIR}}/f")]));
+    let running = farm.build(&project.graph()).start();
+    running.wait_event("output", |_| true);
+    (project, running)
+}
+
+/// Lets an instant come for a fault that has nothing to do with what happens then. What a test expects holds
+/// at every instant, also if this one comes early or late.
+fn any_instant(ms: u64) {
+    std::thread::park_timeout(Duration::from_millis(ms));
 }
 
 #[test]
@@ -152,8 +167,7 @@ fn a_coordinator_may_be_killed_again_and_again() {
     let running = farm.build(&project.graph()).args(["--no-cache"]).start();
     running.wait_event("build_started", |_| true);
     for n in 0..12_u64 {
-        // Instants that have nothing to do with what happens.
-        std::thread::park_timeout(Duration::from_millis(40 + n * n * 37 % 411));
+        any_instant(40 + n * n * 37 % 411);
         farm.kill_coordinator();
         farm.start_coordinator_again();
     }
@@ -178,8 +192,7 @@ fn a_coordinator_may_be_killed_while_a_build_is_submitted() {
         let script = format!("sleep 0.1; echo {ms} > {{{{OUTPUT_DIR}}}}/f");
         let project = Project::with_jobs(json!([shell(&name, &script)]));
         let running = farm.build(&project.graph()).start();
-        // Any instant will do.
-        std::thread::park_timeout(Duration::from_millis(ms));
+        any_instant(ms);
         farm.kill_coordinator();
         farm.start_coordinator_again();
         let build = running.finish();
@@ -192,10 +205,7 @@ fn a_coordinator_may_be_killed_while_a_build_is_submitted() {
 #[test]
 fn a_coordinator_that_is_told_to_stop_leaves_its_builds_to_the_next_one() {
     let mut farm = Farm::start(1);
-    let project =
-        Project::with_jobs(json!([shell("a", "echo up; sleep 2; echo a > {{OUTPUT_DIR}}/f")]));
-    let running = farm.build(&project.graph()).start();
-    running.wait_event("output", |_| true);
+    let (_project, running) = build_whose_job_runs(&farm);
     farm.restart_coordinator();
     let build = running.finish();
     assert_eq!(build.code, 0, "{}", build.stderr);
@@ -207,10 +217,7 @@ fn a_coordinator_that_is_told_to_stop_leaves_its_builds_to_the_next_one() {
 #[test]
 fn a_worker_that_dies_with_the_coordinator_is_made_up_for() {
     let mut farm = Farm::start(2);
-    let project =
-        Project::with_jobs(json!([shell("a", "echo up; sleep 2; echo a > {{OUTPUT_DIR}}/f")]));
-    let running = farm.build(&project.graph()).start();
-    running.wait_event("output", |_| true);
+    let (_project, running) = build_whose_job_runs(&farm);
     let started = running.wait_event("attempt_started", |_| true);
     farm.kill_coordinator();
     farm.kill_worker(started["worker"].as_str().unwrap()[1..].parse().unwrap());
